@@ -1,13 +1,12 @@
-"""Merges LoRAs into tiny models of every class whose checkpoints have other names or parts than the class.
+"""Merges adapters into tiny models of every class whose checkpoints have other names or parts than the class.
 
     python renamed.py ATOMBANK_BINARY WORK_DIR [CLASS ..]
 
 For each class in transformers' conversion_mapping.py a tiny random model is saved, under the checkpoint's names, and
 loaded again. A LoRA with random values on all its linear layers is merged by PEFT, and the result saved; atombank merges
-the same adapter into the same folder. All bits have to be the same. Classes that can't be made here are listed. Each check
+the same adapter into the same folder. Some classes that split or join tensors get adapters of other kinds, too. All bits have to be the same. Classes that can't be made here are listed. Each check
 prints a line; the last line counts them. Exit code 1 where one failed.
 """
-import json
 import shutil
 import sys
 import warnings
@@ -17,14 +16,25 @@ import peft
 import torch
 import transformers
 
-import common
 from common import WORK, atombank, check, finish
 from models import tensors
-from tiny import LARGEST, TinyModel, chosen
+from tiny import TinyModel, chosen
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()
 ONLY = sys.argv[3:]
+
+
+# Kinds of adapters, and classes that split or join tensors, which are tried with all of them.
+KINDS = {
+    "LoRA": lambda targets: peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False),
+    "DoRA": lambda targets: peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False, use_dora=True),
+    "LoHa": lambda targets: peft.LoHaConfig(r=4, alpha=6, target_modules=targets, init_weights=False),
+    "LoKr": lambda targets: peft.LoKrConfig(r=4, alpha=6, target_modules=targets, init_weights=False),
+    "HiRA": lambda targets: peft.HiraConfig(r=4, target_modules=targets, init_weights=False),
+}
+SHARING = ["NomicBertModel", "GteModel", "JinaEmbeddingsV3Model", "Molmo2Model", "Kimi_K25ForConditionalGeneration", "MiniMaxM3VLModel",
+           "InklingForConditionalGeneration", "Tipsv2Model", "Step3p7ForConditionalGeneration"]
 
 
 def linear(model):
@@ -36,8 +46,8 @@ def linear(model):
     return [name for name in exact if f"{name}.weight" not in tied and name not in mamba]
 
 
-def make(cls, folder):
-    """A tiny model of the class, a LoRA of it, and PEFT's merge of both; those that are there already stay."""
+def make(cls, kind, folder):
+    """A tiny model of the class, an adapter of it, and PEFT's merge of both; those that are there already stay."""
     base, adapter, expected = folder / "base", folder / "adapter", folder / "expected"
     if (folder / "made").exists():
         return base, adapter, expected
@@ -50,8 +60,7 @@ def make(cls, folder):
         model.save_pretrained(base)
         model = cls.from_pretrained(base, dtype=dtype).eval()
     targets = linear(model)
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False)
-    adapted = peft.get_peft_model(model, config)
+    adapted = peft.get_peft_model(model, KINDS[kind](targets))
     try:
         adapted.save_pretrained(adapter)
     except NotImplementedError:
@@ -75,10 +84,11 @@ def compare(name, base, found, expected):
 
 not_made = []
 WORK.mkdir(parents=True, exist_ok=True)
-for cls in chosen(ONLY):
-    name, folder = cls.__name__, WORK / cls.__name__
+for cls, kind in [(cls, kind) for cls in chosen(ONLY) for kind in (KINDS if cls.__name__ in SHARING else ["LoRA"])]:
+    name = cls.__name__ if kind == "LoRA" else f"{cls.__name__} {kind}"
+    folder = WORK / name.replace(" ", "-")
     try:
-        base, adapter, expected = make(cls, folder)
+        base, adapter, expected = make(cls, kind, folder)
     except Exception as error:
         not_made.append(name)
         print(f"       {name} can't be made here: {type(error).__name__}: {' '.join(str(error).split())[:160]}", flush=True)

@@ -229,3 +229,100 @@ fn sizes_by_heads(config: &Config, total: usize, count: usize) -> Option<Vec<usi
     let each = total.is_multiple_of(all).then_some(total / all)?;
     (count == 3).then(|| vec![heads * each, of_keys * each, of_keys * each])
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::arch::renames::Renames;
+    use crate::dtype::DType;
+
+    /// A plan of tensors of whole numbers from 0, and from where the one before ends.
+    fn plan(tensors: &[(&str, &[usize])]) -> Plan {
+        let mut next = 0;
+        let tensor = |(name, shape): &(&str, &[usize])| {
+            let values = (next..).take(shape.iter().product()).map(|value| value as f32).collect::<Vec<_>>();
+            next += values.len();
+            let expr = Expr::Values { shape: shape.to_vec(), values: values.into() };
+            PlannedTensor { name: (*name).to_owned(), dtype: DType::F32, shape: shape.to_vec(), expr }
+        };
+        Plan { tensors: tensors.iter().map(tensor).collect() }
+    }
+
+    fn values(expr: &Expr) -> Vec<f32> {
+        let (name, shape) = (String::new(), expr.shape());
+        PlannedTensor { name, dtype: DType::F32, shape, expr: expr.clone() }.read().unwrap()
+    }
+
+    /// The class's tensors: names, shapes and values. They have to become the checkpoint's again.
+    fn regrouped(config: serde_json::Value, tensors: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let (plan, config) = (plan(tensors), config.as_object().unwrap());
+        let class = config.get("architectures").and_then(|classes| classes[0].as_str());
+        let mut found = Vec::new();
+        for group in Renames::of(config, class).regrouped(config, &plan) {
+            let parts: Vec<Expr> = group.parts.iter().map(|part| part.expr.clone()).collect();
+            for (place, back) in group.stored.iter().zip(group.stored_of(&parts)) {
+                let stored = &plan.tensors[*place];
+                assert_eq!(
+                    (back.shape(), values(&back)),
+                    (stored.shape.clone(), values(&stored.expr)),
+                    "{}",
+                    stored.name
+                );
+            }
+            found.extend(group.parts.iter().map(|part| (part.name.clone(), part.shape.clone(), values(&part.expr))));
+        }
+        found
+    }
+
+    #[test]
+    fn one_tensor_is_several_of_the_class() {
+        let found = regrouped(json!({"model_type": "nomic_bert"}), &[("encoder.layers.0.attn.Wqkv.weight", &[6, 2])]);
+        let part = |name: &str, start: usize| {
+            let values = (start..start + 4).map(|value| value as f32).collect();
+            (format!("layers.0.self_attn.{name}.weight"), vec![2, 2], values)
+        };
+        assert_eq!(found, [part("q_proj", 0), part("k_proj", 4), part("v_proj", 8)]);
+        // What doesn't divide is no such tensor.
+        assert_eq!(
+            regrouped(json!({"model_type": "nomic_bert"}), &[("encoder.layers.0.attn.Wqkv.weight", &[7, 2])]),
+            []
+        );
+        let heads = json!({"model_type": "molmo2_text", "num_attention_heads": 4, "num_key_value_heads": 1});
+        let found = regrouped(heads, &[("layers.0.self_attn.att_proj.bias", &[12])]);
+        assert_eq!(found.iter().map(|(_, shape, _)| shape[0]).collect::<Vec<_>>(), [8, 2, 2]);
+    }
+
+    #[test]
+    fn rows_take_turns_and_heads_are_rotated() {
+        let names = json!({"model_type": "inkling_mm_model"});
+        let found = regrouped(names.clone(), &[("model.llm.layers.0.mlp.w13_dn.weight", &[4, 1])]);
+        let name = |part: &str| format!("model.language_model.layers.0.mlp.{part}.weight");
+        let (gate, up) = (name("gate_proj"), name("up_proj"));
+        assert_eq!(found, [(gate, vec![2, 1], vec![0.0, 2.0]), (up, vec![2, 1], vec![1.0, 3.0])]);
+        let found = regrouped(names, &[("model.llm.layers.0.mlp.experts.w13_weight", &[2, 4, 1])]);
+        assert_eq!(found[0].1, [2, 4, 1]);
+        assert_eq!(found[0].2, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        let kimi = json!({"model_type": "kimi_k25", "vision_config": {"num_attention_heads": 2}});
+        let found = regrouped(kimi, &[("vision_tower.encoder.blocks.0.wqkv.bias", &[24])]);
+        assert_eq!(found[0].0, "model.vision_tower.layers.0.attn.q_proj.bias");
+        assert_eq!(found[0].2, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        assert_eq!(found[2].2, [16.0, 17.0, 18.0, 19.0, 20.0, 21.0, 22.0, 23.0]);
+    }
+
+    #[test]
+    fn several_tensors_are_one_of_the_class() {
+        let minimax = json!({"model_type": "minimax_m3_vl"});
+        let layer = "language_model.model.layers.0.mlp";
+        let (gate, up) = (format!("{layer}.gate_proj.weight"), format!("{layer}.up_proj.weight"));
+        let found = regrouped(minimax.clone(), &[(&up, &[1, 2]), (&gate, &[1, 2])]);
+        let name = "model.language_model.layers.0.mlp.gate_up_proj.weight".to_owned();
+        assert_eq!(found, [(name, vec![2, 2], vec![2.0, 3.0, 0.0, 1.0])]);
+        assert_eq!(regrouped(minimax, &[(&gate, &[1, 2])]), [], "a part is missing");
+        let step = json!({"model_type": "step3p7", "architectures": ["Step3p7ForConditionalGeneration"]});
+        let names = ["model.layers.0.moe.gate_proj.weight", "model.layers.0.moe.up_proj.weight"];
+        let found = regrouped(step, &[(names[0], &[2, 1, 1]), (names[1], &[2, 1, 1])]);
+        assert_eq!((found[0].1.as_slice(), found[0].2.as_slice()), (&[2, 2, 1][..], &[0.0, 2.0, 1.0, 3.0][..]));
+    }
+}
