@@ -203,3 +203,29 @@ fn whether_the_head_is_the_embeddings_is_said_by_the_wrapper() {
     let out = convert();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
+
+/// Folders made by tests/clients/renamed.py: a base, a LoRA of PEFT on all linear layers of its class, and PEFT's merge.
+#[test]
+fn modules_that_share_a_tensor_of_the_checkpoint_are_merged_into_it() {
+    for name in ["nomic-bert", "molmo2-text", "minimax-m3-vl"] {
+        let folder = fixture(&format!("renamed/{name}"));
+        let b = Bench::new();
+        let (base, adapter) = (folder.join("base"), folder.join("adapter"));
+        let merged = b.merged(&base, &[&adapter], "merged", &[]);
+        let expected = SafetensorsFile::open(&folder.join("expected/model.safetensors")).unwrap();
+        let names: Vec<&str> = expected.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(bytes_of_header(&merged), names.len(), "{name}");
+        for tensor in names {
+            assert!(bytes(&merged, tensor) == bytes(&folder.join("expected"), tensor), "{name}: {tensor}");
+        }
+        // Two halves are the whole, but for rounding, and a LoRA of both is one of the class's modules.
+        let half = PathBuf::from(format!("{}=0.5", text(&adapter)));
+        let both = b.merged(&base, &[&half, &half], "both", &[]);
+        let totals = b.compared(&merged, &both);
+        assert!(totals["relative_error"].as_f64().unwrap() < 1e-2, "{name}: {totals}");
+        let lora = b.merged(&base, &[&adapter], "lora", &["--to", "lora"]);
+        let again = b.merged(&base, &[&lora], "again", &[]);
+        let totals = b.compared(&merged, &again);
+        assert!(totals["relative_error"].as_f64().unwrap() < 1e-2, "{name}: {totals}");
+    }
+}

@@ -39,12 +39,18 @@ struct Said<'a> {
 /// lacks; errors of reading the files.
 pub fn resized(base: &Base, weights: &Plan, adapters: &[AdapterFiles]) -> Result<Option<Resized>> {
     let Some(embeddings) = base.embeddings().filter(|tensor| tensor.shape.len() == 2) else { return Ok(None) };
+    let own = embeddings.shape[0];
+    // A class may have more embeddings than outputs. A head of its own number of rows says nothing about them.
+    let says_rows = |of: &TokenRows| {
+        let own_rows = base.tensor(&of.of).and_then(|tensor| tensor.shape.first().copied());
+        own_rows.is_none_or(|rows| rows == own || rows != of.rows)
+    };
     let mut said = Vec::new();
     for adapter in adapters {
         let new = NewTokens::of(adapter.path(), embeddings.row_len())?;
-        said.push(Said { adapter, rows: adapter.token_rows(base)?, new });
+        let rows = adapter.token_rows(base)?.into_iter().filter(says_rows).collect();
+        said.push(Said { adapter, rows, new });
     }
-    let own = embeddings.shape[0];
     let Some((rows, file)) = rows_of(&said, own)? else { return Ok(None) };
     if rows == 0 || rows > MAX_ROWS {
         let finding = Finding::new(file, "its vocabulary").expected(format_args!("from 1 to {MAX_ROWS} rows"));

@@ -56,6 +56,7 @@ pub use linear_layer::{LinearLayer, Module};
 pub(crate) use names::Naming;
 pub use names::is_buffer;
 pub(crate) use registry::{of_class, of_gguf, of_model_type};
+pub(crate) use renames::Regrouped;
 pub use rotary::{Rope, RopeScaling};
 pub(crate) use row::{Change, End, KeptType, Operation, Role, Row};
 pub(crate) use shaping::permuted;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::lookup::{self, Match};
 use super::params::class;
-use super::renames::Renames;
+use super::renames::{Regrouped, Renames};
 use super::{Config, Family, Role, wrapper};
 use crate::plan::Plan;
 
@@ -81,6 +81,11 @@ impl Naming {
         let row = self.row(name)?;
         let name = lookup::own_spelling(self.family?, &row.name, self.main);
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
+    }
+
+    /// The tensors of `weights` that the class of `config` splits or joins when it loads them.
+    pub(crate) fn regrouped(self, config: &Config, weights: &Plan) -> Vec<Regrouped> {
+        self.renames.regrouped(config, weights)
     }
 
     /// A name for the tensor called `name` that is the same for all its spellings: with a family, the name in the text

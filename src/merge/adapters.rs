@@ -37,6 +37,7 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
             by_tensor.entry(name).or_default().push((changes, shares.of(name)[i]));
         }
     }
+    let unmerged = plan;
     let mut plan = plan.clone();
     let mut names: HashSet<String> = by_tensor.keys().map(|name| (*name).to_owned()).collect();
     for tensor in &mut plan.tensors {
@@ -45,6 +46,7 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
             names.insert(tensor.name.clone());
         }
     }
+    put_back(base, unmerged, &mut plan, &by_tensor, &mut names)?;
     plan.tensors.extend(added_tensors(base, &plan, &by_tensor)?);
     let Some(head) = base.tied_head() else { return Ok(Merged { plan, changed: names, untied: false }) };
     let embeddings = base.embeddings().map(|t| t.name.as_str()).unwrap_or_default();
@@ -67,13 +69,49 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
     Ok(Merged { plan, changed: names, untied: true })
 }
 
+/// Puts the changes of tensors that the class splits off or joins into the tensors of `plan`, which have the changes of
+/// their own already. `unmerged` is the plan without any change.
+fn put_back(
+    base: &Base,
+    unmerged: &Plan,
+    plan: &mut Plan,
+    by_tensor: &BTreeMap<&str, Vec<(&[Change], f64)>>,
+    names: &mut HashSet<String>,
+) -> Result<()> {
+    let exprs = |plan: &Plan, stored: &[usize]| -> Vec<Expr> {
+        stored.iter().map(|place| plan.tensors[*place].expr.clone()).collect()
+    };
+    for regrouped in base.regrouped() {
+        if !regrouped.parts.iter().any(|part| by_tensor.contains_key(part.name.as_str())) {
+            continue;
+        }
+        let (before, mut after) = (
+            regrouped.parts_of(&exprs(unmerged, &regrouped.stored)),
+            regrouped.parts_of(&exprs(plan, &regrouped.stored)),
+        );
+        for ((part, before), after) in regrouped.parts.iter().zip(before).zip(&mut after) {
+            if let Some(changes) = by_tensor.get(part.name.as_str()) {
+                let part = PlannedTensor { expr: before, ..part.clone() };
+                *after = changed_from(after.clone(), &part, changes)?.expr;
+                names.remove(&part.name);
+            }
+        }
+        for (place, expr) in regrouped.stored.iter().zip(regrouped.stored_of(&after)) {
+            plan.tensors[*place].expr = expr;
+            names.insert(plan.tensors[*place].name.clone());
+        }
+    }
+    Ok(())
+}
+
 /// The tensors that adapters have and `plan` doesn't: the head of a class for a task.
 fn added_tensors(
     base: &Base,
     plan: &Plan,
     by_tensor: &BTreeMap<&str, Vec<(&[Change], f64)>>,
 ) -> Result<Vec<PlannedTensor>> {
-    let known: HashSet<&str> = plan.tensors.iter().map(|tensor| base.main_name(&tensor.name)).collect();
+    let mut known: HashSet<&str> = plan.tensors.iter().map(|tensor| base.main_name(&tensor.name)).collect();
+    known.extend(base.regrouped().iter().flat_map(|regrouped| &regrouped.parts).map(|part| part.name.as_str()));
     let is_tied_head = |name: &str| base.tied_head().is_some_and(|head| head.name == name);
     let mut added = Vec::new();
     for (name, adapters) in by_tensor.iter().filter(|(name, _)| !known.contains(**name) && !is_tied_head(name)) {
@@ -100,6 +138,11 @@ fn group(changes: &Changes) -> BTreeMap<&str, Vec<Change>> {
 
 /// `tensor` with the changes of all adapters.
 fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f64)]) -> Result<PlannedTensor> {
+    changed_from(tensor.expr.clone(), tensor, adapters)
+}
+
+/// `start`, which is `tensor` with other changes, with those of all adapters too.
+fn changed_from(start: Expr, tensor: &PlannedTensor, adapters: &[(&[Change], f64)]) -> Result<PlannedTensor> {
     let replaces = |changes: &&(&[Change], f64)| changes.0.iter().any(|c| matches!(c, Change::Replace(_)));
     if adapters.iter().filter(replaces).count() > 1 {
         return Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
@@ -109,12 +152,12 @@ fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f64)]) -> Result<Plan
             .mismatch());
     }
     let expr = match adapters {
-        [(changes, 1.0)] => changes.iter().fold(tensor.expr.clone(), |expr, change| change.apply(expr)),
+        [(changes, 1.0)] => changes.iter().fold(start, |expr, change| change.apply(expr)),
         // What counts nothing is left out: adding its zeros would change the sign of zeros.
         _ => adapters
             .iter()
             .filter(|(_, weight)| *weight != 0.0)
-            .fold(tensor.expr.clone(), |sum, (changes, weight)| added(sum, &tensor.expr, changes, *weight)),
+            .fold(start, |sum, (changes, weight)| added(sum, &tensor.expr, changes, *weight)),
     };
     check_shape(tensor, &expr)?;
     Ok(PlannedTensor { expr, ..tensor.clone() })

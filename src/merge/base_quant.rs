@@ -58,16 +58,27 @@ pub struct BaseQuantOptions {
 /// scales.
 pub fn with_quantized_base(base: &Base, plan: &Plan, options: BaseQuantOptions) -> Result<(Plan, usize)> {
     let mut rounded = 0;
-    let mut tensors = Vec::with_capacity(plan.tensors.len());
-    for tensor in &plan.tensors {
-        let Some(transposed) = base.quantizable(tensor).filter(|_| !stays(base, tensor)) else {
-            tensors.push(tensor.clone());
-            continue;
-        };
+    let mut quantized = |tensor: &PlannedTensor| -> Result<Option<Expr>> {
+        let Some(transposed) = base.quantizable(tensor).filter(|_| !stays(base, tensor)) else { return Ok(None) };
         rounded += 1;
         let turned = |of: Expr| if transposed { Expr::Transpose(Box::new(of)) } else { of };
-        let expr = turned(rounded_weight(turned(tensor.expr.clone()), tensor, options)?);
-        tensors.push(PlannedTensor { expr, ..tensor.clone() });
+        Ok(Some(turned(rounded_weight(turned(tensor.expr.clone()), tensor, options)?)))
+    };
+    let mut tensors = plan.tensors.clone();
+    // What the class splits or joins is quantized as the class has it.
+    let regrouped = base.regrouped();
+    for group in regrouped {
+        let of_part = |part: &PlannedTensor| Ok(quantized(part)?.unwrap_or_else(|| part.expr.clone()));
+        let parts = group.parts.iter().map(of_part).collect::<Result<Vec<_>>>()?;
+        for (place, expr) in group.stored.iter().zip(group.stored_of(&parts)) {
+            tensors[*place].expr = expr;
+        }
+    }
+    let is_regrouped = |place: usize| regrouped.iter().any(|group| group.stored.contains(&place));
+    for (_, tensor) in tensors.iter_mut().enumerate().filter(|(place, _)| !is_regrouped(*place)) {
+        if let Some(expr) = quantized(tensor)? {
+            tensor.expr = expr;
+        }
     }
     if rounded == 0 {
         return Err(Finding::new(base.path(), "weights")

@@ -32,6 +32,7 @@ export work binary
 failed=0
 scripts=(
     families
+    renamed
     adapters_trained
     decoders
     quantize

@@ -12,7 +12,7 @@ use super::entries::Entries;
 use crate::arch::names::{self, HEAD, role_by_name};
 use crate::arch::tasks::TaskClass;
 use crate::arch::wrapper::text_config;
-use crate::arch::{Naming, Role};
+use crate::arch::{Naming, Regrouped, Role};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -28,8 +28,13 @@ pub struct Base<'a> {
     config: &'a Map<String, Value>,
     naming: Naming,
     weights: &'a Plan,
-    /// Indices in the plan, by the names in the file and by the class's own names.
+    /// Tensors that the class splits or joins.
+    regrouped: Vec<Regrouped>,
+    /// Indices in the plan, by the names in the file and by the class's own names. Behind them are those of the class's
+    /// tensors in `regrouped`, one after another.
     places: HashMap<String, usize>,
+    /// The places of the class's tensors, in the plan's order.
+    of_class: Vec<usize>,
     /// The first parts of all these names.
     stems: BTreeSet<String>,
     /// Whether merged weights keep the base's types.
@@ -131,6 +136,10 @@ impl<'a> Base<'a> {
                 places.insert(name, place);
             }
         }
+        let regrouped = naming.regrouped(config, weights);
+        let of_class = places_of_class(&regrouped, weights.tensors.len());
+        let parts = regrouped.iter().flat_map(|regrouped| &regrouped.parts).enumerate();
+        places.extend(parts.map(|(place, part)| (part.name.clone(), weights.tensors.len() + place)));
         // Names in the file take precedence.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
         let embeddings = place_of_embeddings(naming, weights);
@@ -141,7 +150,9 @@ impl<'a> Base<'a> {
             config,
             naming,
             weights,
+            regrouped,
             places,
+            of_class,
             stems,
             keeps_types: true,
             embeddings,
@@ -180,7 +191,7 @@ impl<'a> Base<'a> {
     /// layer for PEFT to find.
     pub(crate) fn main_name<'n>(&'n self, name: &'n str) -> &'n str {
         match (&self.shared, self.places.get(name)) {
-            (Some(shared), Some(place)) => &self.weights.tensors[shared.main[*place]].name,
+            (Some(shared), Some(place)) => &self.at(shared.main[*place]).name,
             _ => name,
         }
     }
@@ -252,6 +263,9 @@ impl<'a> Base<'a> {
 
     /// The class's own name of the tensor that is called `name` in the file, or `name` where the class has no family.
     pub(crate) fn own_name(&self, name: &str) -> String {
+        if self.places.get(name).is_some_and(|place| *place >= self.weights.tensors.len()) {
+            return name.to_owned();
+        }
         self.naming.class_name(name).unwrap_or_else(|| name.to_owned())
     }
 
@@ -287,7 +301,19 @@ impl<'a> Base<'a> {
             place.or_else(|| self.places.get(&self.naming.class_name(name)?).copied())
         };
         let place = find(name).or_else(|| names::other_spellings(name).iter().find_map(|other| find(other)));
-        place.or_else(|| self.place_in_other_class(name)).map(|place| &self.weights.tensors[place])
+        place.or_else(|| self.place_in_other_class(name)).map(|place| self.at(place))
+    }
+
+    /// The tensor at `place`: one of the plan or, behind these, one that the class splits off or joins.
+    fn at(&self, place: usize) -> &PlannedTensor {
+        let behind = |place: usize| self.regrouped.iter().flat_map(|regrouped| &regrouped.parts).nth(place);
+        let of_class = place.checked_sub(self.weights.tensors.len()).and_then(behind);
+        of_class.unwrap_or_else(|| &self.weights.tensors[place])
+    }
+
+    /// Tensors of the file that the class splits or joins: its modules' weights are others.
+    pub(crate) fn regrouped(&self) -> &[Regrouped] {
+        &self.regrouped
     }
 
     /// The place of the tensor that another class of the same model calls `name`: a class for a task has the inner model
@@ -310,9 +336,10 @@ impl<'a> Base<'a> {
         self.places.keys().any(|name| name.split('.').any(|own| own == part))
     }
 
-    /// Every tensor, including a tied head, under the class's own name where there is one.
+    /// Every tensor of the class, including a tied head, under the class's own name where there is one.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
-        let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
+        let tensors = self.of_class.iter().map(|place| self.at(*place));
+        let tensors = tensors.filter(|t| t.name != HEAD || self.tied_head.is_none());
         tensors.chain(&self.tied_head).map(|tensor| (self.own_name(&tensor.name), tensor))
     }
 
@@ -469,6 +496,19 @@ impl SharedNames {
         }
         Self { main }
     }
+}
+
+/// The places of a class's tensors: those of a plan of `count` tensors, but for those in `regrouped`, in the place of which
+/// the class's own are.
+fn places_of_class(regrouped: &[Regrouped], count: usize) -> Vec<usize> {
+    let mut places: Vec<Vec<usize>> = (0..count).map(|place| vec![place]).collect();
+    let mut next = count;
+    for Regrouped { stored, parts, .. } in regrouped {
+        stored.iter().for_each(|place| places[*place].clear());
+        places[stored[0]] = (next..next + parts.len()).collect();
+        next += parts.len();
+    }
+    places.concat()
 }
 
 fn place_of_embeddings(naming: Naming, weights: &Plan) -> Option<usize> {

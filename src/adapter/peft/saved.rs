@@ -44,7 +44,7 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
     let mut found = vec![false; modules.len()];
     let mut changes = Vec::new();
     let names: Vec<String> = entries.names().map(str::to_owned).collect();
-    for name in names {
+    for name in names.iter().cloned() {
         let in_base = unwrapped(&name);
         let mut is_saved = false;
         for (module, found) in modules.iter().zip(&mut found) {
@@ -53,7 +53,10 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
             is_saved |= here;
         }
         // With `save_embedding_layers`, PEFT saves embeddings and head whole, whatever the adapter acts on.
-        let whole_embedding = name.ends_with(".base_layer.weight") || is_by_token(base, &name);
+        let beside_weight = |module: &str| names.contains(&format!("{module}.base_layer.weight"));
+        let whole_embedding = name.ends_with(".base_layer.weight")
+            || name.strip_suffix(".base_layer.bias").is_some_and(beside_weight)
+            || is_by_token(base, &name);
         let bias = biases && name.ends_with(".bias") && !name.contains(".lora_");
         if !is_saved && !whole_embedding && !bias {
             continue;
