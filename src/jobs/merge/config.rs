@@ -1,16 +1,19 @@
 //! Merges models as a mergekit configuration describes it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::super::settings::{left_out, setting};
+use super::super::tokenizer::{Candidate, TokenizerChoice};
 use super::super::{OutputKind, OutputSettings, Step, Watch, chat_template};
-use crate::adapter::AdapterFiles;
-use crate::adapter::peft::Base;
-use crate::checkpoint::Checkpoint;
+use super::adapters::adapter_at;
+use super::base::Prepared;
+use super::give_tokenizer;
+use super::vocabulary::check_rows_of_gguf;
+use crate::checkpoint::{Checkpoint, has_tokenizer};
 use crate::convert::{Input, Opening, from_gguf};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -77,7 +80,7 @@ pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Outp
     }
     let config = MergeConfig::read(&settings.config)?;
     let opened: Vec<Opened> = config.models().into_iter().map(|name| settings.open(name)).collect::<Result<_>>()?;
-    let folders: Vec<PathBuf> = opened.iter().map(|model| model.source.path.clone()).collect();
+    let templates: Vec<PathBuf> = opened.iter().map(Opened::template_folder).collect();
     let vocabulary = match config.tokenizer() {
         Some(tokenizer) => Some(settings.vocabulary(&config, tokenizer, &opened)?),
         None => None,
@@ -102,7 +105,7 @@ pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Outp
     }
     let mut output = settings.output(files, &sources[0], model_config, plan)?;
     if let Some(choice) = config.chat_template() {
-        match chat_template::template(&settings.config, choice, &folders)? {
+        match chat_template::template(&settings.config, choice, &templates)? {
             Some(template) => chat_template::put(&mut output, &template),
             None => notes.push("chat_template auto: no model has a chat template".to_owned()),
         }
@@ -125,7 +128,7 @@ impl MergeConfigSettings {
     /// Opens a model, with its adapter merged into it.
     fn open(&self, name: &ModelName) -> Result<Opened> {
         let path = self.place(name.model());
-        let (mut config, weights, files, mut notes) = match Input::open(&path, Opening::default())? {
+        let (mut config, weights, files, notes) = match Input::open(&path, Opening::default())? {
             Input::Model(folder) => {
                 let notes = folder.notes().iter().map(|note| format!("{}: {note}", path.display())).collect();
                 let (config, weights) = (folder.config_json.clone(), folder.rounded().clone());
@@ -154,11 +157,13 @@ impl MergeConfigSettings {
         if let Some(class) = &name.architecture {
             config.insert("architectures".to_owned(), serde_json::json!([class]));
         }
-        let mut source = SourceModel { name: name.clone(), path, config, weights };
+        let source = SourceModel { name: name.clone(), path, config, weights };
+        let mut opened = Opened { source, files, notes };
         if let Some(adapter) = name.adapter() {
-            notes.extend(merge_adapter(&mut source, &self.place(adapter))?);
+            let place = self.place(adapter.clone());
+            opened.merge_adapter(adapter, &place)?;
         }
-        Ok(Opened { source, files, notes })
+        Ok(opened)
     }
 
     /// The vocabulary that the configuration asks for.
@@ -180,7 +185,11 @@ impl MergeConfigSettings {
         let source = match &tokenizer.source {
             TokenizerSource::Union => vocabulary::TokenizerSource::Union,
             TokenizerSource::Base => vocabulary::TokenizerSource::Base,
-            TokenizerSource::Model(name) => vocabulary::TokenizerSource::Folder(self.place(name.model())),
+            TokenizerSource::Model(name) => {
+                let merged = opened.iter().position(|model| model.source.name == *name);
+                let folder = merged.map(|at| folders[at].tokenizer_folder().to_owned());
+                vocabulary::TokenizerSource::Folder(folder.unwrap_or_else(|| self.place(name.model())))
+            }
         };
         let row = |row: &TokenRow| -> Result<vocabulary::TokenRow> {
             Ok(match row {
@@ -255,21 +264,50 @@ impl MergeConfigSettings {
     }
 }
 
-/// Merges the adapter at `path` into a model, whose weights are then rounded to their types, as when PEFT has merged and
-/// saved it. Returns notes.
-fn merge_adapter(source: &mut SourceModel, path: &std::path::Path) -> Result<Vec<String>> {
-    let base = Base::new(&source.path, &source.config, &source.weights);
-    let changes = AdapterFiles::find(path)?.merged_changes(&base)?;
-    let notes = changes.notes.clone();
-    let mut merged = with_adapters(&base, &source.weights, &[changes], &Weights::new([1.0]))?;
-    for tensor in merged.plan.tensors.iter_mut().filter(|tensor| merged.changed.contains(&tensor.name)) {
-        if tensor.dtype != DType::F32 {
-            tensor.expr = Expr::Round { of: Box::new(tensor.expr.clone()), dtype: tensor.dtype };
+impl Opened {
+    /// Merges the adapter at `path`, called `name`, into the model, whose weights are then rounded to their types, as when
+    /// PEFT has merged and saved it. A model's folder gets the rows with which the adapter was trained and, with other
+    /// rows than its own, the adapter's tokenizer.
+    fn merge_adapter(&mut self, name: String, path: &Path) -> Result<()> {
+        let source = &mut self.source;
+        let adapters = [adapter_at(path, &[])?];
+        let (config, weights) = (std::mem::take(&mut source.config), std::mem::take(&mut source.weights));
+        let mut model = Prepared::new(&source.path, source.name.model(), config, weights);
+        match &self.files {
+            Files::Folder(_) => {
+                model.become_class(&adapters, &mut self.notes)?;
+                model.resize(&adapters, &mut self.notes)?;
+            }
+            Files::Restored(_) => check_rows_of_gguf(&model.base(), &model.weights, &adapters)?,
+            Files::None => {}
+        }
+        let base = model.base();
+        let changes = adapters[0].merged_changes(&base)?;
+        self.notes.extend(changes.notes.iter().cloned());
+        let mut merged = with_adapters(&base, &model.weights, &[changes], &Weights::new([1.0]))?;
+        for tensor in merged.plan.tensors.iter_mut().filter(|tensor| merged.changed.contains(&tensor.name)) {
+            if tensor.dtype != DType::F32 {
+                tensor.expr = Expr::Round { of: Box::new(tensor.expr.clone()), dtype: tensor.dtype };
+            }
+        }
+        model.describe(&merged);
+        if let (Files::Folder(folder), Some(rows)) = (&mut self.files, model.rows) {
+            folder.config_json.clone_from(&model.config);
+            if has_tokenizer(adapters[0].path()) {
+                let adapter = Candidate { name, path: adapters[0].path() };
+                give_tokenizer(folder, &TokenizerChoice::Adapter, &[adapter], Some(rows), &mut self.notes)?;
+                self.notes.push(format!("{}: its tokenizer is the model's, whose rows it changes", path.display()));
+            }
+        }
+        (source.config, source.weights) = (model.config, merged.plan);
+        Ok(())
+    }
+
+    /// The folder or file whose chat template is the model's.
+    fn template_folder(&self) -> PathBuf {
+        match &self.files {
+            Files::Folder(folder) => folder.template_folder().to_owned(),
+            _ => self.source.path.clone(),
         }
     }
-    if merged.untied {
-        source.config.insert("tie_word_embeddings".to_owned(), false.into());
-    }
-    source.weights = merged.plan;
-    Ok(notes)
 }
