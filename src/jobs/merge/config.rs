@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::super::settings::{left_out, setting};
 use super::super::tokenizer::{Candidate, TokenizerChoice};
@@ -14,9 +15,10 @@ use super::base::Prepared;
 use super::give_tokenizer;
 use super::vocabulary::check_rows_of_gguf;
 use crate::checkpoint::{Checkpoint, has_tokenizer};
-use crate::convert::{Input, Opening, from_gguf};
+use crate::convert::{Input, Opening, from_gguf, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
+use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{Combined, Weights};
 use crate::merge::config::{
     MergeConfig, MergedModel, ModelName, SourceModel, TokenConfig, TokenRow, TokenizerConfig, TokenizerSource,
@@ -62,9 +64,16 @@ struct Opened {
 enum Files {
     Folder(Box<Checkpoint>),
     /// Those that a GGUF says.
-    Restored(Box<Output>),
+    Restored(Box<Restored>),
     /// Tensors alone have none.
     None,
+}
+
+/// A GGUF, and what it says in transformers' names.
+struct Restored {
+    model: GgufModel,
+    config: Map<String, Value>,
+    output: Output,
 }
 
 /// Merges models as the configuration says, which is mergekit's YAML.
@@ -144,7 +153,9 @@ impl MergeConfigSettings {
                         .unsupported());
                 };
                 let notes = restored.notes.iter().map(|note| format!("{}: {note}", path.display())).collect();
-                (config, restored.plan.clone(), Files::Restored(Box::new(restored)), notes)
+                let weights = restored.plan.clone();
+                let restored = Restored { model, config: config.clone(), output: restored };
+                (config, weights, Files::Restored(Box::new(restored)), notes)
             }
             Input::Weights { plan, others, notes } => {
                 (serde_json::Map::new(), plan, Files::None, [notes, left_out(&others)].concat())
@@ -229,26 +240,16 @@ impl MergeConfigSettings {
     }
 
     /// The output for the merged tensors, with the files of the first model.
-    fn output(
-        &self,
-        files: Files,
-        first: &SourceModel,
-        config: serde_json::Map<String, serde_json::Value>,
-        plan: Plan,
-    ) -> Result<Output> {
+    fn output(&self, files: Files, first: &SourceModel, config: Map<String, Value>, plan: Plan) -> Result<Output> {
         let output = &self.output;
         match files {
             Files::Folder(mut folder) => {
                 folder.config_json = config;
                 output.model(&folder, &plan)
             }
-            Files::Restored(_) if output.kind() == OutputKind::Gguf => {
-                let finding = Finding::new(&first.path, "").expected("a model's folder as the first model, for a GGUF");
-                let hint = "write a folder, and make a GGUF of it with `jobs::convert`";
-                Err(finding.found("a GGUF").hint(hint).unsupported())
-            }
+            Files::Restored(restored) if output.kind() == OutputKind::Gguf => self.same_gguf(&restored, config, &plan),
             Files::Restored(restored) => {
-                let mut made = Output { plan: output.typed(&plan)?, notes: Vec::new(), ..*restored };
+                let mut made = Output { plan: output.typed(&plan)?, notes: Vec::new(), ..restored.output };
                 made.put_json("config.json", &config);
                 Ok(output.tensors(made))
             }
@@ -261,6 +262,39 @@ impl MergeConfigSettings {
                 Err(finding.found("tensors alone").hint(hint).mismatch())
             }
         }
+    }
+}
+
+impl MergeConfigSettings {
+    /// The GGUF of the first model with the merged tensors, where its keys still say what the model is: it has the same
+    /// layers and the same vocabulary. Every tensor keeps its type.
+    fn same_gguf(&self, restored: &Restored, config: Map<String, Value>, plan: &Plan) -> Result<Output> {
+        let (output, model) = (&self.output, &restored.model);
+        // A head of its own is one tensor more, which a GGUF can have; the class has no key.
+        let described = |config: &Map<String, Value>| {
+            let mut config = config.clone();
+            config.retain(|field, _| field != "tie_word_embeddings" && field != "architectures");
+            config
+        };
+        let shapes = |plan: &Plan| -> BTreeMap<String, Vec<usize>> {
+            plan.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
+        };
+        let (before, mut after) = (shapes(&restored.output.plan), shapes(plan));
+        after.retain(|name, _| before.contains_key(name) || !name.ends_with("lm_head.weight"));
+        if described(&restored.config) != described(&config) || before != after {
+            let expected = "a model's folder as the first model, for a GGUF of other layers or tokens";
+            let hint = "write a folder, and make a GGUF of it with `jobs::convert`";
+            return Err(Finding::new(model.path(), "").expected(expected).found("a GGUF").hint(hint).unsupported());
+        }
+        let changed = plan.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        let merged = with_changed(model, &config, plan, &changed)?;
+        let made = Output::gguf(model.metadata().clone(), merged, Vec::new());
+        if output.quantized()?.is_some() {
+            return output.quantize(made, &[]);
+        }
+        output.check_gguf_again()?;
+        let note = format!("{}: its tensors keep their types, whatever out_dtype says", model.path().display());
+        Ok(Output { notes: vec![note], ..made })
     }
 }
 
