@@ -9,8 +9,8 @@ up to 2e-5 themselves, which is printed. Where values are ranked, one of a hundr
 alone: mergekit's sorts leave the order of equal magnitudes open, and in arcee_fusion MKL's logarithm isn't rounded
 correctly. In 16 bits, mergekit rounds after every operation, and so does atombank: spherical methods have mergekit's bits but
 for lengths and angles of large tensors: torch sums them in float32, in an order that depends on the processor, so that some are
-rounded to another number: in a million values torch is off by a thousandth. Then the values of that tensor are a few units of its largest value
-apart. Each check prints a line; the last line counts them. Exit code 1 where one failed.
+rounded to another number: in a million values torch is off by a thousandth. Then the values of that tensor are a few units of
+its largest value apart. Each check prints a line; the last line counts them. Exit code 1 where one failed.
 """
 import logging
 import random
