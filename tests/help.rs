@@ -134,7 +134,21 @@ const OWN: [(&str, &[&str]); 20] = [
             "--json",
         ],
     ),
-    ("tokensurgeon", &["--method", "--k", "--cosine-similarity", "--weight-scheme", "--subword-method", "--json"]),
+    (
+        "tokensurgeon",
+        &[
+            "--method",
+            "--k",
+            "--cosine-similarity",
+            "--weight-scheme",
+            "--subword-method",
+            "--byte-match",
+            "--prefix-match",
+            "--magikarp",
+            "--seed",
+            "--json",
+        ],
+    ),
     ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),
     (

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use atombank::formats::gguf::GgufModel;
 use atombank::formats::safetensors::SafetensorsFile;
-use atombank::plan::Plan;
+use atombank::plan::{Plan, PlannedTensor};
 use atombank::source::Source;
 use program::{INPUT, USAGE, copy, done, fixture, refused_leaving, text};
 use serde_json::Value;
@@ -201,6 +202,44 @@ fn tensors_alone_and_ggufs_are_models_too() {
     let out = b.at("alone.safetensors");
     done(&["merge", "--config", text(&file), "-o", text(&out), "--quiet"]);
     assert_eq!(read(&out).len(), read(&a.join("model.safetensors")).len());
+}
+
+#[test]
+fn a_gguf_with_the_first_models_layers_keeps_its_keys() {
+    let b = Bench::new();
+    let model = fixture("convert/llama/model");
+    let (gguf, same) = (b.at("model.gguf"), copy(&model, &b.at("same")));
+    done(&["convert", text(&model), "-o", text(&gguf), "--type", "f32", "--quiet"]);
+    let yaml = |first: &Path| {
+        let source =
+            |model: &Path, weight: f64| format!("- {{model: {}, parameters: {{weight: {weight}}}}}\n", text(model));
+        let models = source(first, 0.3) + &source(&same, 0.5);
+        format!("merge_method: linear\nmodels:\n{models}parameters: {{normalize: false}}\ndtype: float32\n")
+    };
+    let of_folder = b.merge("of-folder", &yaml(&model), &[]);
+    let expected = b.at("expected.gguf");
+    done(&["convert", text(&of_folder), "-o", text(&expected), "--type", "f32", "--quiet"]);
+    let merged = |name: &str, options: &[&str]| {
+        let (file, out) = (b.config(&format!("{name}.yml"), &yaml(&gguf)), b.at(&format!("{name}.gguf")));
+        done(&[&["merge", "--config", text(&file), "-o", text(&out), "--quiet"], options].concat());
+        GgufModel::open(&out).unwrap()
+    };
+    let (found, expected) = (merged("of-gguf", &[]), GgufModel::open(&expected).unwrap());
+    let tensors = |model: &GgufModel| -> BTreeMap<String, Tensor> {
+        let read = |t: &PlannedTensor| (t.name.clone(), (t.dtype.to_string(), t.read().unwrap()));
+        model.tensors().iter().cloned().collect::<Plan>().tensors.iter().map(read).collect()
+    };
+    assert_eq!(tensors(&found), tensors(&expected));
+    let original = GgufModel::open(&gguf).unwrap();
+    assert_ne!(tensors(&found), tensors(&original));
+    assert!(found.metadata().iter().eq(original.metadata().iter()));
+    let quantized = merged("quantized", &["--type", "Q4_K_M"]);
+    assert!(quantized.tensors().iter().any(|tensor| tensor.info().dtype.to_string() == "Q4_K"));
+    let cut =
+        format!("merge_method: passthrough\nslices:\n- sources: [{{model: {}, layer_range: [0, 1]}}]\n", text(&gguf));
+    let (file, out) = (b.config("cut.yml", &cut), b.at("never.gguf"));
+    let line = refused_leaving(INPUT, b.dir.path(), &["merge", "--config", text(&file), "-o", text(&out)]);
+    assert!(line.contains("for a GGUF of other layers or tokens, found a GGUF; write a folder"), "{line}");
 }
 
 #[test]

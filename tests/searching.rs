@@ -4,13 +4,16 @@
 #[path = "common/program.rs"]
 mod program;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use atombank::adapter::{HostTensor, save_tensors};
 use atombank::arch::HfFolder;
 use atombank::jobs::{MergeSettings, SearchSettings, Searched, merge, search};
 use candle_core::Device;
-use program::{USAGE, done, fixture, refused, text};
+use program::{USAGE, copy, done, fixture, refused, text};
+use serde_json::Value;
 
 /// The demo's base, and a LoRA for it.
 struct Inputs {
@@ -75,6 +78,33 @@ fn the_weight_of_an_adapter_is_found_again() {
     assert!(losses.iter().all(|loss| *loss >= best) && best < losses[0] / 10.0, "{losses:?}");
     assert!(fs::read_to_string(settings.folder.join("best.json")).unwrap().contains("\"weight\""));
     assert!(!settings.folder.join("best.yml").exists() && !settings.folder.join("merged").exists());
+}
+
+#[test]
+fn a_text_has_the_tokens_that_an_adapter_adds() {
+    let inputs = inputs();
+    let count = |lora: &Path, folder: &str| {
+        let text = inputs.path(&format!("{folder}.txt"));
+        fs::write(&text, "the red fox <|mine|> saw the blue bird <|mine|>").unwrap();
+        let merge = MergeSettings::new(&inputs.base, [lora], "");
+        let settings = SearchSettings { trials: 2, ..SearchSettings::new(merge, text, inputs.path(folder)) };
+        run(&settings).tokens
+    };
+    let lora = copy(&inputs.lora, &inputs.path("lora"));
+    let plain = count(&lora, "plain");
+    fs::copy(inputs.base.join("tokenizer_config.json"), lora.join("tokenizer_config.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(inputs.base.join("tokenizer.json")).unwrap()).unwrap();
+    let mut token = tokenizer["added_tokens"][0].clone();
+    (token["id"], token["content"]) = (384.into(), "<|mine|>".into());
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    fs::write(lora.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let width = HfFolder::open(&inputs.base).unwrap().config_json["hidden_size"].as_u64().unwrap() as usize;
+    let row = HostTensor { shape: vec![1, width], values: vec![0.25; width].into() };
+    save_tensors(&BTreeMap::from([("input_embeddings".to_owned(), row)]), "new_embeddings", &inputs.path("new"))
+        .unwrap();
+    fs::copy(inputs.path("new/new_embeddings.safetensors"), lora.join("new_embeddings.safetensors")).unwrap();
+    let whole = count(&lora, "whole");
+    assert!(whole + 4 < plain, "{whole} tokens, in place of {plain}");
 }
 
 #[test]

@@ -99,7 +99,7 @@ pub(crate) fn has_tokenizer(folder: &Path) -> bool {
 }
 
 /// Whether `name` is the name of a tokenizer's file.
-fn is_tokenizer_file(name: &str) -> bool {
+pub(crate) fn is_tokenizer_file(name: &str) -> bool {
     vocabulary_form(name).is_some() || TEMPLATES.contains(&name) || SETTINGS.contains(&name)
 }
 

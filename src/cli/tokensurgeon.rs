@@ -20,10 +20,11 @@ pub(crate) struct TokensurgeonArgs {
     model: String,
     /// The model whose vocabulary and tokenizer it gets
     donor: String,
-    /// How rows of tokens that only DONOR has are made: omp, common_interpolation, subword, mean or zero
+    /// How rows of tokens that only DONOR has are made: omp, mp_rope, common_interpolation, subword, mean, zero, randn or
+    /// john_hewitt
     #[arg(long, value_name = "NAME", default_value = "omp")]
     method: String,
-    /// omp, common_interpolation: how many rows of shared tokens a row is made of [default: 64]
+    /// omp, mp_rope, common_interpolation: how many rows of shared tokens a row is made of [default: 64]
     #[arg(long, value_name = "N")]
     k: Option<usize>,
     /// common_interpolation: compare rows by their angle
@@ -36,6 +37,20 @@ pub(crate) struct TokensurgeonArgs {
     /// subword: what a row is made of those of the token's parts: mean, sum, weighted_mean or first_last [default: mean]
     #[arg(long, value_name = "NAME")]
     subword_method: Option<String>,
+    /// Where a byte has the row of its character: yes, no, embed or lm_head. As in mergekit 0.1.5, embed stands for the
+    /// output head and lm_head for the embeddings [default: no]
+    #[arg(long, value_name = "WHERE")]
+    byte_match: Option<String>,
+    /// Where a token has the row of the longest token with which it begins: yes, no, embed or lm_head, as above [default:
+    /// no]
+    #[arg(long, value_name = "WHERE")]
+    prefix_match: Option<String>,
+    /// Leave out tokens that were hardly trained: their rows are short, or like those of unused tokens
+    #[arg(long)]
+    magikarp: bool,
+    /// randn, john_hewitt: the seed of random numbers [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Print JSON: what was written or, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
@@ -58,6 +73,10 @@ pub(crate) fn run(args: &TokensurgeonArgs, common: &Common) -> Result<()> {
             cosine_similarity: args.cosine_similarity,
             weight_scheme: args.weight_scheme.clone(),
             subword_method: args.subword_method.clone(),
+            byte_match: args.byte_match.clone(),
+            prefix_match: args.prefix_match.clone(),
+            magikarp: args.magikarp,
+            seed: args.seed,
         };
         let (bar, watch) = progress::steps(common.quiet);
         let made = jobs::tokensurgeon(&settings, &watch);

@@ -11,13 +11,16 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::json::read_json_object;
 use crate::merge::surgeon::{
-    Approximation, Distance, Subwords, SurgeonSettings, TOKEN_IDS, TokenCounts, Transplanted, Weighting, transplant,
+    Approximation, Distance, Matching, Subwords, SurgeonSettings, TOKEN_IDS, TokenCounts, Transplanted, Weighting,
+    transplant,
 };
 use crate::output::{Output, json_text};
 
-/// Methods of mergekit that this version doesn't have, because they depend on random numbers or on decompositions whose
-/// result isn't determined.
-const ELSEWHERE: [&str; 5] = ["john_hewitt", "landmark_pca", "mp_rope", "randn", "stb"];
+/// Methods of mergekit that this version doesn't have, and why.
+const ELSEWHERE: [(&str, &str); 2] = [
+    ("landmark_pca", "what mergekit makes by it depends on random numbers and on the signs that LAPACK chooses"),
+    ("stb", "mergekit 0.1.5 ends with an error for it"),
+];
 
 /// Settings of [`tokensurgeon`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,11 +32,11 @@ pub struct TokensurgeonSettings {
     pub donor: PathBuf,
     /// Where the result is written, and in which form.
     pub output: OutputSettings,
-    /// How the rows of tokens that only the donor has are made: `omp`, `common_interpolation`, `subword`, `mean` or
-    /// `zero`.
+    /// How the rows of tokens that only the donor has are made: `omp`, `mp_rope`, `common_interpolation`, `subword`, `mean`,
+    /// `zero`, `randn` or `john_hewitt`.
     #[serde(default = "method")]
     pub method: String,
-    /// How many shared rows a row is made of, by `omp` and `common_interpolation`. Default: 64.
+    /// How many shared rows a row is made of, by `omp`, `mp_rope` and `common_interpolation`. Default: 64.
     #[serde(default)]
     pub k: Option<usize>,
     /// Whether `common_interpolation` compares rows by their angle.
@@ -45,6 +48,19 @@ pub struct TokensurgeonSettings {
     /// How `subword` makes a row of those of a token's parts: `mean`, `sum`, `weighted_mean` or `first_last`.
     #[serde(default)]
     pub subword_method: Option<String>,
+    /// Where a byte has the row of its character, and the other way round: `yes`, `no`, or, as mergekit 0.1.5 has it,
+    /// `lm_head` for the embeddings and `embed` for the output head.
+    #[serde(default)]
+    pub byte_match: Option<String>,
+    /// Where a token has the row of the longest token with which it begins; the same words.
+    #[serde(default)]
+    pub prefix_match: Option<String>,
+    /// Whether tokens that were hardly trained are left out.
+    #[serde(default)]
+    pub magikarp: bool,
+    /// The seed of `randn` and `john_hewitt`. Default: 0.
+    #[serde(default)]
+    pub seed: Option<u64>,
 }
 
 fn method() -> String {
@@ -66,6 +82,10 @@ impl TokensurgeonSettings {
             cosine_similarity: false,
             weight_scheme: None,
             subword_method: None,
+            byte_match: None,
+            prefix_match: None,
+            magikarp: false,
+            seed: None,
         }
     }
 
@@ -83,24 +103,43 @@ impl TokensurgeonSettings {
         if method != "subword" && self.subword_method.is_some() {
             return Err(of("subword_method", "subword"));
         }
-        if !matches!(method, "omp" | "common_interpolation") && self.k.is_some() {
-            return Err(of("k", "omp or common_interpolation"));
+        if !matches!(method, "omp" | "mp_rope" | "common_interpolation") && self.k.is_some() {
+            return Err(of("k", "omp, mp_rope or common_interpolation"));
+        }
+        if !matches!(method, "randn" | "john_hewitt") && self.seed.is_some() {
+            return Err(of("seed", "randn or john_hewitt"));
         }
         Ok(match method {
             "omp" => Approximation::Omp,
             "mean" => Approximation::Mean,
             "zero" => Approximation::Zero,
+            "randn" => Approximation::Randn,
+            "john_hewitt" => Approximation::JohnHewitt,
+            "mp_rope" => Approximation::MpRope,
             "common_interpolation" => {
                 let distance = if self.cosine_similarity { Distance::Cosine } else { Distance::Euclidean };
                 Approximation::CommonInterpolation(distance, self.weighting()?)
             }
             "subword" => Approximation::Subword(self.subwords()?),
             other => {
-                let finding = setting("method").expected("omp, common_interpolation, subword, mean or zero");
-                let hint = if ELSEWHERE.contains(&other) { "mergekit has this one, this version hasn't" } else { "" };
-                return Err(finding.found(format!("{other:?}")).hint(hint).setting());
+                let expected = "omp, mp_rope, common_interpolation, subword, mean, zero, randn or john_hewitt";
+                let why = ELSEWHERE.iter().find(|(name, _)| *name == other).map_or("", |(_, why)| why);
+                return Err(setting("method").expected(expected).found(format!("{other:?}")).hint(why).setting());
             }
         })
+    }
+
+    /// The tensors that the word in `field` stands for. mergekit 0.1.5 has embeddings and output head the wrong way round.
+    fn matching(field: &str, word: Option<&str>) -> Result<Matching> {
+        match word {
+            None | Some("no") => Ok(Matching::No),
+            Some("yes") => Ok(Matching::Yes),
+            Some("lm_head") => Ok(Matching::Embeddings),
+            Some("embed") => Ok(Matching::Head),
+            Some(other) => {
+                Err(setting(field).expected("yes, no, embed or lm_head").found(format!("{other:?}")).setting())
+            }
+        }
     }
 
     fn weighting(&self) -> Result<Weighting> {
@@ -142,6 +181,10 @@ pub fn tokensurgeon(settings: &TokensurgeonSettings, watch: Watch) -> Result<Out
     let of_surgeon = SurgeonSettings {
         approximation: settings.approximation()?,
         k: settings.k.unwrap_or(K),
+        byte_match: TokensurgeonSettings::matching("byte_match", settings.byte_match.as_deref())?,
+        prefix_match: TokensurgeonSettings::matching("prefix_match", settings.prefix_match.as_deref())?,
+        magikarp: settings.magikarp,
+        seed: settings.seed.unwrap_or_default(),
         max_memory_bytes: settings.output.destination.max_memory,
     };
     let (mut model, donor) = (Checkpoint::open(&settings.model)?, Checkpoint::open(&settings.donor)?);
@@ -158,6 +201,17 @@ pub fn tokensurgeon(settings: &TokensurgeonSettings, watch: Watch) -> Result<Out
         donor.path().display(),
         settings.method
     ));
+    let words = [("byte_match", &settings.byte_match), ("prefix_match", &settings.prefix_match)];
+    for (field, word) in words.into_iter().filter_map(|(field, word)| Some((field, word.as_deref()?))) {
+        if let Some(tensor) =
+            [("lm_head", "embeddings"), ("embed", "output head")].into_iter().find(|(of, _)| *of == word)
+        {
+            model.note(format!("`{field}` {word}: the {} alone, as in mergekit 0.1.5", tensor.1));
+        }
+    }
+    if settings.magikarp && dry {
+        model.note("which tokens were hardly trained is only known when values are read".to_owned());
+    }
     let mut output = settings.output.model(&model, &plan)?;
     if let Some(bytes) = output.sidecars.files.get_mut(GENERATION) {
         *bytes = generation_config(&settings.model, &donor)?;

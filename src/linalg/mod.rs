@@ -14,7 +14,6 @@
 mod dense;
 mod fourier;
 mod mt19937;
-#[cfg(feature = "train")]
 mod normal;
 mod pcg64;
 mod products;
@@ -26,7 +25,6 @@ pub use dense::{Svd, svd, thin_qr};
 pub(crate) use fourier::Fourier;
 pub use mt19937::Mt19937;
 pub(crate) use mt19937::Stream;
-#[cfg(feature = "train")]
 pub(crate) use normal::Normals;
 pub(crate) use pcg64::Pcg64;
 pub use products::{Term, svd_of_products};

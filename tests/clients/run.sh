@@ -59,6 +59,7 @@ scripts=(
     mergekit_methods
     moe
     vocabulary
+    tokensurgeon
 )
 printf '%s\n' "${scripts[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run {}' || failed=1
 for script in "${scripts[@]}"; do

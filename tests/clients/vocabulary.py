@@ -129,6 +129,17 @@ def same_weights(found, expected, tied):
     return differ or [name for name in names if not torch.equal(found[name], expected[name])]
 
 
+def by_configuration(name, base, folder, expected, tied, more):
+    """The model with its adapter, as one model of a configuration of mergekit, which can't load such an adapter itself."""
+    file = folder / "merge.yml"
+    file.write_text(f"merge_method: linear\nmodels:\n- model: {in_f32(base)}+{folder / 'adapter'}\n  parameters: {{weight: 1}}\n")
+    atombank("merge", "--config", file, "-o", folder / "by-configuration")
+    differ = same_weights(load_file(folder / "by-configuration" / "model.safetensors"), expected, tied)
+    known = set(transformers.AutoTokenizer.from_pretrained(folder / "by-configuration").get_vocab())
+    differ += [token for token in NEW if more > 0 and token not in known]
+    check(f"{name} in a configuration", not differ, "the bits of PEFT, and the adapter's tokens" if not differ else f"others: {differ[:3]}")
+
+
 def run(name):
     base, config, save, more = CASES[name]
     folder = WORK / name
@@ -140,6 +151,7 @@ def run(name):
     tied = base == "demo" and torch.equal(expected["lm_head.weight"], expected["model.embed_tokens.weight"])
     differ = same_weights(merged, expected, tied)
     check(name, not differ, "the bits of PEFT" if not differ else f"others than PEFT's: {differ[:3]}")
+    by_configuration(name, base, folder, expected, tied, more)
     loaded = load(folder / "merged")
     size = expected["model.embed_tokens.weight"].shape[0]
     check(f"{name} loaded", loaded.config.vocab_size == size, f"vocab_size {loaded.config.vocab_size}")

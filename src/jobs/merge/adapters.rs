@@ -1,15 +1,15 @@
 //! Merging adapters: into a folder, tensors alone or a GGUF, or into one LoRA.
 
+use std::path::Path;
+
 use super::super::method::Combined as Kinds;
 use super::super::settings::{left_out, setting};
 use super::super::tokenizer::{self, TokenizerChoice};
 use super::super::{OutputKind, into};
-use super::base::Prepared;
 use super::{Job, MergeInput, candidates, vocabulary};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
-use crate::arch::tasks::TaskClass;
-use crate::bank::FixedBank;
+use crate::bank::{BlockAlphas, FixedBank};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{from_gguf, with_changed};
 use crate::dtype::DType;
@@ -20,6 +20,13 @@ use crate::merge::{Merged, Truncation, rounding, with_adapters};
 use crate::output::Output;
 use crate::plan::Plan;
 
+/// The adapter at `path`, or the LoRA of a bank with these weights of its atoms.
+pub(super) fn adapter_at(path: &Path, alphas: &[BlockAlphas]) -> Result<AdapterFiles> {
+    let files = AdapterFiles::find(path)?;
+    let bank = FixedBank::of(&files, !alphas.is_empty())?;
+    Ok(bank.map(|bank| bank.at_mix(alphas)).transpose()?.map_or(files, |mixed| mixed.lora))
+}
+
 /// Low-rank updates by the weights' names.
 type Updates = Vec<(String, LowRank)>;
 
@@ -27,9 +34,8 @@ impl Job<'_> {
     /// Merges adapters into the weights of a folder.
     pub(super) fn folder(&mut self, mut folder: Checkpoint) -> Result<(Output, Vec<Truncation>)> {
         let adapters = self.found()?;
-        let Prepared { weights, task } = self.prepared(&mut folder, &adapters)?;
-        let base = Base::new(folder.path(), &folder.config_json, &weights);
-        let base = if task.is_some() { base.for_task() } else { base };
+        let mut model = self.prepared(&folder, &adapters)?;
+        let base = model.base();
         let keeps_types = match self.output().outtype()?.dtype(folder.weights()) {
             None => true,
             Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
@@ -38,15 +44,10 @@ impl Job<'_> {
         if self.output().kind().is_lora() {
             return self.one_lora(&base, &adapters);
         }
-        let (mut merged, truncations) = self.merged(&base, &weights, &adapters)?;
+        let (mut merged, truncations) = self.merged(&base, &model.weights, &adapters)?;
         let embeddings = base.embeddings().map(|tensor| tensor.name.clone());
-        if merged.untied {
-            folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
-        }
-        if let Some(task) = &task {
-            let labels = merged.plan.tensors.iter().find(|tensor| TaskClass::counts_labels(&tensor.name));
-            task.describe(&mut folder.config_json, labels.and_then(|tensor| tensor.shape.first().copied()));
-        }
+        model.describe(&merged);
+        folder.config_json = model.config;
         vocabulary::pad(self.settings, &mut folder.config_json, &mut merged.plan, embeddings.as_deref())?;
         let rows = embeddings.and_then(|name| merged.plan.get(&name)).and_then(|tensor| tensor.shape.first().copied());
         self.choose_tokenizer(&mut folder, rows)?;
@@ -154,11 +155,7 @@ impl Job<'_> {
 
     /// The adapters' files.
     fn found(&mut self) -> Result<Vec<AdapterFiles>> {
-        let found = |other: &MergeInput| {
-            let files = AdapterFiles::find(&other.path)?;
-            let bank = FixedBank::of(&files, !self.alphas.is_empty())?;
-            Ok(bank.map(|bank| bank.at_mix(self.alphas)).transpose()?.map_or(files, |mixed| mixed.lora))
-        };
+        let found = |other: &MergeInput| adapter_at(&other.path, self.alphas);
         let found: Vec<AdapterFiles> = self.settings.others.iter().map(found).collect::<Result<_>>()?;
         self.folders = found.iter().map(|files| files.path().to_owned()).collect();
         Ok(found)

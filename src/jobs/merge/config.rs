@@ -1,19 +1,24 @@
 //! Merges models as a mergekit configuration describes it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::super::settings::{left_out, setting};
+use super::super::tokenizer::{Candidate, TokenizerChoice};
 use super::super::{OutputKind, OutputSettings, Step, Watch, chat_template};
-use crate::adapter::AdapterFiles;
-use crate::adapter::peft::Base;
-use crate::checkpoint::Checkpoint;
-use crate::convert::{Input, Opening, from_gguf};
+use super::adapters::adapter_at;
+use super::base::Prepared;
+use super::give_tokenizer;
+use super::vocabulary::check_rows_of_gguf;
+use crate::checkpoint::{Checkpoint, has_tokenizer};
+use crate::convert::{Input, Opening, from_gguf, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
+use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{Combined, Weights};
 use crate::merge::config::{
     MergeConfig, MergedModel, ModelName, SourceModel, TokenConfig, TokenRow, TokenizerConfig, TokenizerSource,
@@ -59,9 +64,16 @@ struct Opened {
 enum Files {
     Folder(Box<Checkpoint>),
     /// Those that a GGUF says.
-    Restored(Box<Output>),
+    Restored(Box<Restored>),
     /// Tensors alone have none.
     None,
+}
+
+/// A GGUF, and what it says in transformers' names.
+struct Restored {
+    model: GgufModel,
+    config: Map<String, Value>,
+    output: Output,
 }
 
 /// Merges models as the configuration says, which is mergekit's YAML.
@@ -77,7 +89,7 @@ pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Outp
     }
     let config = MergeConfig::read(&settings.config)?;
     let opened: Vec<Opened> = config.models().into_iter().map(|name| settings.open(name)).collect::<Result<_>>()?;
-    let folders: Vec<PathBuf> = opened.iter().map(|model| model.source.path.clone()).collect();
+    let templates: Vec<PathBuf> = opened.iter().map(Opened::template_folder).collect();
     let vocabulary = match config.tokenizer() {
         Some(tokenizer) => Some(settings.vocabulary(&config, tokenizer, &opened)?),
         None => None,
@@ -102,7 +114,7 @@ pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Outp
     }
     let mut output = settings.output(files, &sources[0], model_config, plan)?;
     if let Some(choice) = config.chat_template() {
-        match chat_template::template(&settings.config, choice, &folders)? {
+        match chat_template::template(&settings.config, choice, &templates)? {
             Some(template) => chat_template::put(&mut output, &template),
             None => notes.push("chat_template auto: no model has a chat template".to_owned()),
         }
@@ -125,7 +137,7 @@ impl MergeConfigSettings {
     /// Opens a model, with its adapter merged into it.
     fn open(&self, name: &ModelName) -> Result<Opened> {
         let path = self.place(name.model());
-        let (mut config, weights, files, mut notes) = match Input::open(&path, Opening::default())? {
+        let (mut config, weights, files, notes) = match Input::open(&path, Opening::default())? {
             Input::Model(folder) => {
                 let notes = folder.notes().iter().map(|note| format!("{}: {note}", path.display())).collect();
                 let (config, weights) = (folder.config_json.clone(), folder.rounded().clone());
@@ -141,7 +153,9 @@ impl MergeConfigSettings {
                         .unsupported());
                 };
                 let notes = restored.notes.iter().map(|note| format!("{}: {note}", path.display())).collect();
-                (config, restored.plan.clone(), Files::Restored(Box::new(restored)), notes)
+                let weights = restored.plan.clone();
+                let restored = Restored { model, config: config.clone(), output: restored };
+                (config, weights, Files::Restored(Box::new(restored)), notes)
             }
             Input::Weights { plan, others, notes } => {
                 (serde_json::Map::new(), plan, Files::None, [notes, left_out(&others)].concat())
@@ -154,11 +168,13 @@ impl MergeConfigSettings {
         if let Some(class) = &name.architecture {
             config.insert("architectures".to_owned(), serde_json::json!([class]));
         }
-        let mut source = SourceModel { name: name.clone(), path, config, weights };
+        let source = SourceModel { name: name.clone(), path, config, weights };
+        let mut opened = Opened { source, files, notes };
         if let Some(adapter) = name.adapter() {
-            notes.extend(merge_adapter(&mut source, &self.place(adapter))?);
+            let place = self.place(adapter.clone());
+            opened.merge_adapter(adapter, &place)?;
         }
-        Ok(Opened { source, files, notes })
+        Ok(opened)
     }
 
     /// The vocabulary that the configuration asks for.
@@ -180,7 +196,11 @@ impl MergeConfigSettings {
         let source = match &tokenizer.source {
             TokenizerSource::Union => vocabulary::TokenizerSource::Union,
             TokenizerSource::Base => vocabulary::TokenizerSource::Base,
-            TokenizerSource::Model(name) => vocabulary::TokenizerSource::Folder(self.place(name.model())),
+            TokenizerSource::Model(name) => {
+                let merged = opened.iter().position(|model| model.source.name == *name);
+                let folder = merged.map(|at| folders[at].tokenizer_folder().to_owned());
+                vocabulary::TokenizerSource::Folder(folder.unwrap_or_else(|| self.place(name.model())))
+            }
         };
         let row = |row: &TokenRow| -> Result<vocabulary::TokenRow> {
             Ok(match row {
@@ -220,26 +240,16 @@ impl MergeConfigSettings {
     }
 
     /// The output for the merged tensors, with the files of the first model.
-    fn output(
-        &self,
-        files: Files,
-        first: &SourceModel,
-        config: serde_json::Map<String, serde_json::Value>,
-        plan: Plan,
-    ) -> Result<Output> {
+    fn output(&self, files: Files, first: &SourceModel, config: Map<String, Value>, plan: Plan) -> Result<Output> {
         let output = &self.output;
         match files {
             Files::Folder(mut folder) => {
                 folder.config_json = config;
                 output.model(&folder, &plan)
             }
-            Files::Restored(_) if output.kind() == OutputKind::Gguf => {
-                let finding = Finding::new(&first.path, "").expected("a model's folder as the first model, for a GGUF");
-                let hint = "write a folder, and make a GGUF of it with `jobs::convert`";
-                Err(finding.found("a GGUF").hint(hint).unsupported())
-            }
+            Files::Restored(restored) if output.kind() == OutputKind::Gguf => self.same_gguf(&restored, config, &plan),
             Files::Restored(restored) => {
-                let mut made = Output { plan: output.typed(&plan)?, notes: Vec::new(), ..*restored };
+                let mut made = Output { plan: output.typed(&plan)?, notes: Vec::new(), ..restored.output };
                 made.put_json("config.json", &config);
                 Ok(output.tensors(made))
             }
@@ -255,21 +265,83 @@ impl MergeConfigSettings {
     }
 }
 
-/// Merges the adapter at `path` into a model, whose weights are then rounded to their types, as when PEFT has merged and
-/// saved it. Returns notes.
-fn merge_adapter(source: &mut SourceModel, path: &std::path::Path) -> Result<Vec<String>> {
-    let base = Base::new(&source.path, &source.config, &source.weights);
-    let changes = AdapterFiles::find(path)?.merged_changes(&base)?;
-    let notes = changes.notes.clone();
-    let mut merged = with_adapters(&base, &source.weights, &[changes], &Weights::new([1.0]))?;
-    for tensor in merged.plan.tensors.iter_mut().filter(|tensor| merged.changed.contains(&tensor.name)) {
-        if tensor.dtype != DType::F32 {
-            tensor.expr = Expr::Round { of: Box::new(tensor.expr.clone()), dtype: tensor.dtype };
+impl MergeConfigSettings {
+    /// The GGUF of the first model with the merged tensors, where its keys still say what the model is: it has the same
+    /// layers and the same vocabulary. Every tensor keeps its type.
+    fn same_gguf(&self, restored: &Restored, config: Map<String, Value>, plan: &Plan) -> Result<Output> {
+        let (output, model) = (&self.output, &restored.model);
+        // A head of its own is one tensor more, which a GGUF can have; the class has no key.
+        let described = |config: &Map<String, Value>| {
+            let mut config = config.clone();
+            config.retain(|field, _| field != "tie_word_embeddings" && field != "architectures");
+            config
+        };
+        let shapes = |plan: &Plan| -> BTreeMap<String, Vec<usize>> {
+            plan.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
+        };
+        let (before, mut after) = (shapes(&restored.output.plan), shapes(plan));
+        after.retain(|name, _| before.contains_key(name) || !name.ends_with("lm_head.weight"));
+        if described(&restored.config) != described(&config) || before != after {
+            let expected = "a model's folder as the first model, for a GGUF of other layers or tokens";
+            let hint = "write a folder, and make a GGUF of it with `jobs::convert`";
+            return Err(Finding::new(model.path(), "").expected(expected).found("a GGUF").hint(hint).unsupported());
+        }
+        let changed = plan.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        let merged = with_changed(model, &config, plan, &changed)?;
+        let made = Output::gguf(model.metadata().clone(), merged, Vec::new());
+        if output.quantized()?.is_some() {
+            return output.quantize(made, &[]);
+        }
+        output.check_gguf_again()?;
+        let note = format!("{}: its tensors keep their types, whatever out_dtype says", model.path().display());
+        Ok(Output { notes: vec![note], ..made })
+    }
+}
+
+impl Opened {
+    /// Merges the adapter at `path`, called `name`, into the model, whose weights are then rounded to their types, as when
+    /// PEFT has merged and saved it. A model's folder gets the rows with which the adapter was trained and, with other
+    /// rows than its own, the adapter's tokenizer.
+    fn merge_adapter(&mut self, name: String, path: &Path) -> Result<()> {
+        let source = &mut self.source;
+        let adapters = [adapter_at(path, &[])?];
+        let (config, weights) = (std::mem::take(&mut source.config), std::mem::take(&mut source.weights));
+        let mut model = Prepared::new(&source.path, source.name.model(), config, weights);
+        match &self.files {
+            Files::Folder(_) => {
+                model.become_class(&adapters, &mut self.notes)?;
+                model.resize(&adapters, &mut self.notes)?;
+            }
+            Files::Restored(_) => check_rows_of_gguf(&model.base(), &model.weights, &adapters)?,
+            Files::None => {}
+        }
+        let base = model.base();
+        let changes = adapters[0].merged_changes(&base)?;
+        self.notes.extend(changes.notes.iter().cloned());
+        let mut merged = with_adapters(&base, &model.weights, &[changes], &Weights::new([1.0]))?;
+        for tensor in merged.plan.tensors.iter_mut().filter(|tensor| merged.changed.contains(&tensor.name)) {
+            if tensor.dtype != DType::F32 {
+                tensor.expr = Expr::Round { of: Box::new(tensor.expr.clone()), dtype: tensor.dtype };
+            }
+        }
+        model.describe(&merged);
+        if let (Files::Folder(folder), Some(rows)) = (&mut self.files, model.rows) {
+            folder.config_json.clone_from(&model.config);
+            if has_tokenizer(adapters[0].path()) {
+                let adapter = Candidate { name, path: adapters[0].path() };
+                give_tokenizer(folder, &TokenizerChoice::Adapter, &[adapter], Some(rows), &mut self.notes)?;
+                self.notes.push(format!("{}: its tokenizer is the model's, whose rows it changes", path.display()));
+            }
+        }
+        (source.config, source.weights) = (model.config, merged.plan);
+        Ok(())
+    }
+
+    /// The folder or file whose chat template is the model's.
+    fn template_folder(&self) -> PathBuf {
+        match &self.files {
+            Files::Folder(folder) => folder.template_folder().to_owned(),
+            _ => self.source.path.clone(),
         }
     }
-    if merged.untied {
-        source.config.insert("tie_word_embeddings".to_owned(), false.into());
-    }
-    source.weights = merged.plan;
-    Ok(notes)
 }

@@ -133,6 +133,23 @@ fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidat
     names.zip(folders).map(|(name, path)| Candidate { name, path }).collect()
 }
 
+/// Gives the model in `folder`, which has `rows` rows in its embeddings, the chosen tokenizer.
+fn give_tokenizer(
+    folder: &mut Checkpoint,
+    choice: &TokenizerChoice,
+    adapters: &[Candidate],
+    rows: Option<usize>,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    if let Some(chosen) = tokenizer::chosen(choice, adapters, folder.path(), rows, notes)? {
+        let from = chosen.display().to_string();
+        if folder.take_tokenizer_of(chosen)? {
+            notes.push(format!("{from}: its tokenizer has no chat template: the base's is kept"));
+        }
+    }
+    Ok(())
+}
+
 /// A merge in progress.
 struct Job<'a> {
     settings: &'a MergeSettings,
@@ -173,14 +190,7 @@ impl Job<'_> {
     /// Gives the model the tokenizer that the settings choose. `rows` is the number of rows of its embeddings.
     fn choose_tokenizer(&mut self, folder: &mut Checkpoint, rows: Option<usize>) -> Result<()> {
         let adapters = candidates(&self.settings.others, &self.folders);
-        let choice = &self.settings.tokenizer;
-        if let Some(chosen) = tokenizer::chosen(choice, &adapters, folder.path(), rows, &mut self.notes)? {
-            let from = chosen.display().to_string();
-            if folder.take_tokenizer_of(chosen)? {
-                self.notes.push(format!("{from}: its tokenizer has no chat template: the base's is kept"));
-            }
-        }
-        Ok(())
+        give_tokenizer(folder, &self.settings.tokenizer, &adapters, rows, &mut self.notes)
     }
 
     /// Computes the numbers that the combination needs from whole tensors.

@@ -157,6 +157,14 @@ pub(super) fn check_of_gguf(
     adapters: &[AdapterFiles],
 ) -> Result<()> {
     check_for_adapters(settings)?;
+    check_rows_of_gguf(base, plan, adapters)
+}
+
+/// Refuses adapters that were trained with another number of rows than a GGUF has.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`].
+pub(super) fn check_rows_of_gguf(base: &Base, plan: &Plan, adapters: &[AdapterFiles]) -> Result<()> {
     match resized(base, plan, adapters)? {
         None => Ok(()),
         Some(resized) => {

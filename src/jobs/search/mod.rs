@@ -159,7 +159,6 @@ pub fn search(settings: &SearchSettings, device: &Device, watch: Watch) -> Resul
     settings.check()?;
     let kind = settings.kind();
     let parameters = parameters(&settings.merge, kind, &settings.search, &settings.range)?;
-    let measure = Measure::open(settings, device)?;
     let mut wanted = settings.merge.clone();
     if wanted.combine.method.as_deref().is_some_and(|method| kind.reads(method, "seed")) {
         wanted.combine.seed = Some(settings.seed);
@@ -167,12 +166,16 @@ pub fn search(settings: &SearchSettings, device: &Device, watch: Watch) -> Resul
     let mut tried = wanted.clone();
     // The form that a decoder reads. Nothing is written there.
     tried.output = OutputSettings::new(settings.folder.join("merged"));
-    let mut record = Record::open(&settings.folder, &settings.described(&parameters))?;
-    let recorded = record.trials.len().min(settings.trials);
     let mut known: Vec<(Vec<f64>, Option<f64>)> = Vec::new();
     let start: Vec<f64> = parameters.iter().map(Parameter::start).collect();
+    let values = |point: &[f64]| -> Vec<f64> {
+        parameters.iter().zip(point).map(|(parameter, place)| parameter.value(*place)).collect()
+    };
+    let measure = Measure::open(settings, &with_values(&tried, &parameters, &values(&start)), device)?;
+    let mut record = Record::open(&settings.folder, &settings.described(&parameters))?;
+    let recorded = record.trials.len().min(settings.trials);
     let mut evaluate = |point: &[f64]| -> Result<Option<f64>> {
-        let values: Vec<f64> = parameters.iter().zip(point).map(|(parameter, place)| parameter.value(*place)).collect();
+        let values = values(point);
         let loss = match known.iter().find(|(tried, _)| *tried == values) {
             Some((_, loss)) => *loss,
             None if known.len() == settings.trials => return Ok(None),

@@ -272,18 +272,20 @@ impl Context<'_> {
             }
             ModelMethod::Karcher => pending.map(models, Karcher { max_iter: options.max_iter, tol: options.tol }),
             ModelMethod::MultiSlerp => {
-                let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-                let divisor = self.divisor(tensor, &weights)?;
-                let weights: Vec<f32> = weights.iter().map(|w| w / divisor.unwrap_or(1.0)).collect();
-                let slerp = MultiSlerp { weights, eps: method.epsilon(options, 0), tensor: tensor.name.clone() };
+                let weights: Vec<f32> = weights.iter().map(|w| working.round(*w as f32)).collect();
+                let divisor = working.round(self.divisor(tensor, &weights)?.unwrap_or(1.0));
+                let weights: Vec<f32> = weights.iter().map(|w| working.round(w / divisor)).collect();
+                let (eps, tensor) = (method.epsilon(options, 0), tensor.name.clone());
+                let slerp = MultiSlerp { weights, eps, tensor, working };
                 match base.clone().filter(|_| options.multislerp_updates) {
                     // A single model stays as it is, whatever its weight.
                     _ if models.len() == 1 => models[0].clone(),
                     None => pending.map(models, slerp),
                     Some(base) => {
-                        let updates = models.into_iter().map(|m| difference(m, base.clone())).collect();
+                        let updates =
+                            models.into_iter().map(|m| working.rounded(difference(m, base.clone()))).collect();
                         let delta = Box::new(pending.map(updates, slerp));
-                        Expr::Add { of: Box::new(base), delta }
+                        working.rounded(Expr::Add { of: Box::new(base), delta })
                     }
                 }
             }

@@ -10,20 +10,21 @@ use super::statistics::{scan_all, sum_of};
 use super::working::Working;
 use crate::error::Result;
 use crate::plan::{Expr, RowMap};
+use crate::source::row_len;
 
 /// Sums over two vectors, of which torch takes squares in f32 and products in the vectors' own type.
-fn products(a: &[f32], b: &[f32], working: Working, buffer: &mut Vec<f32>) -> f64 {
+pub(super) fn products(a: &[f32], b: &[f32], working: Working, buffer: &mut Vec<f32>) -> f64 {
     buffer.clear();
     buffer.extend(a.iter().zip(b).map(|(a, b)| a * b));
     working.round_all(buffer);
     sum_of(buffer, f64::from)
 }
 
-fn squares(of: &[f32]) -> f64 {
+pub(super) fn squares(of: &[f32]) -> f64 {
     sum_of(of, |v| f64::from(v) * f64::from(v))
 }
 
-fn length(squares: f64, working: Working) -> f32 {
+pub(super) fn length(squares: f64, working: Working) -> f32 {
     working.round(squares.sqrt() as f32)
 }
 
@@ -122,12 +123,50 @@ impl Arc2 {
         Self::new(t, dot as f32, working).move_from(a, b);
     }
 
+    /// Of the columns of matrices. Every column keeps a handful of numbers.
+    pub(super) fn of_columns(t: f64, of: &[Expr], working: Working) -> Result<Arc<dyn RowMap>> {
+        let cols = row_len(&of[0].shape()).max(1);
+        let mut sums = vec![[0.0; 2]; cols];
+        scan_all(of, |_, values| {
+            for (i, values) in values.iter().enumerate() {
+                for row in values.chunks(cols) {
+                    sums.iter_mut().zip(row).for_each(|(sum, v)| sum[i] += f64::from(*v) * f64::from(*v));
+                }
+            }
+        })?;
+        let lengths = |sums: [f64; 2]| sums.map(|squares| length(squares, working).max(working.round(1e-7)));
+        let lengths: Vec<[f32; 2]> = sums.into_iter().map(lengths).collect();
+        let mut dots = vec![0.0; cols];
+        scan_all(of, |_, values| {
+            for (a, b) in values[0].chunks(cols).zip(values[1].chunks(cols)) {
+                for ((dot, [first, second]), (a, b)) in dots.iter_mut().zip(&lengths).zip(a.iter().zip(b)) {
+                    *dot += f64::from(working.round(working.round(a / first) * working.round(b / second)));
+                }
+            }
+        })?;
+        Ok(Arc::new(Columns(dots.into_iter().map(|dot| Self::new(t, dot as f32, working)).collect())))
+    }
+
     fn move_from(&self, a: &mut [f32], b: &[f32]) {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a = self.between_values(*a, *b));
+    }
+
+    fn between_values(&self, a: f32, b: f32) -> f32 {
         let round = |value| self.working.round(value);
         let [first, second] = self.factors;
-        for (a, b) in a.iter_mut().zip(b) {
-            let sum = round(round(first * *a) + round(second * b));
-            *a = self.divisor.map_or(sum, |divisor| round(sum / divisor));
+        let sum = round(round(first * a) + round(second * b));
+        self.divisor.map_or(sum, |divisor| round(sum / divisor))
+    }
+}
+
+/// An arc for each column.
+#[derive(Debug)]
+struct Columns(Vec<Arc2>);
+
+impl RowMap for Columns {
+    fn apply(&self, _: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]) {
+        for (a, b) in out.chunks_mut(row_len.max(1)).zip(others[0].chunks(row_len.max(1))) {
+            a.iter_mut().zip(b).zip(&self.0).for_each(|((a, b), arc)| *a = arc.between_values(*a, *b));
         }
     }
 }
@@ -158,6 +197,17 @@ mod tests {
         let mut a = [2.0, 0.0];
         Arc2::between(0.25, &mut a, &[4.0, 0.0], Working::BF16);
         assert_eq!(a, [2.5, 0.0], "a straight line");
+    }
+
+    #[test]
+    fn columns_have_arcs_of_their_own_in_16_bits() {
+        let values = |v: [f32; 4]| Expr::Values { shape: vec![2, 2], values: Arc::from(v) };
+        let (a, b) = ([2.0, 1.0, 0.0, 2.0], [0.0, 4.0, 2.0, 8.0]);
+        let arcs = Arc2::of_columns(0.5, &[values(a), values(b)], Working::BF16).unwrap();
+        let mut out = a;
+        arcs.apply(0..2, 2, &[b.to_vec()], &mut out);
+        // The first column is half a right angle, the second a straight line.
+        assert_eq!(out, [1.4140625, 2.5, 1.4140625, 5.0]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::plan::{Expr, RowMap};
 use crate::source::row_len;
 
 /// The number of elements that are summed at a time, so that they stay in the processor's cache.
-const BLOCK: usize = 1 << 12;
+pub(super) const BLOCK: usize = 1 << 12;
 
 /// A sum of the operands, each times a number.
 #[derive(Debug)]
@@ -107,6 +107,7 @@ impl Measure for NuSlerp {
                 let factors = self.factors(gram.dot(0, 0), gram.dot(0, 1), gram.dot(1, 1));
                 Ok(Arc::new(Linear { factors: factors.to_vec(), divisor: None }))
             }
+            By::Column if self.working != Working::F32 => Arc2::of_columns(self.t, of, self.working),
             By::Column => {
                 let cols = row_len(&of[0].shape()).max(1);
                 let mut sums = vec![[0f64; 3]; cols];
@@ -250,7 +251,8 @@ impl RowMap for TowardMean {
     }
 }
 
-/// The mean direction on the sphere, with the models' mean length.
+/// The mean direction on the sphere, with the models' mean length. In f32 whatever the type: mergekit rounds the whole
+/// tensor after every iteration, so its state can't be a handful of numbers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Karcher {
     pub(super) max_iter: usize,

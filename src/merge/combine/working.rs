@@ -46,7 +46,7 @@ impl Working {
     }
 
     /// A number, rounded.
-    pub(super) fn round(self, value: f32) -> f32 {
+    pub(crate) fn round(self, value: f32) -> f32 {
         match self {
             Self::F32 => value,
             Self::F16 => f16::from_f32(value).to_f32(),

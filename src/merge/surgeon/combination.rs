@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::in_f32;
+use super::rope::{Rotation, Turned};
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Pick, PlannedTensor, RowMap};
 use crate::tokenizer::EditedTokenizer;
@@ -16,18 +17,34 @@ pub(super) struct Combinations {
     ends: Vec<usize>,
     /// Rows of the tensor, and their weights.
     weights: Vec<(u32, f32)>,
+    /// The rotation of rows, and the position of each.
+    turns: Option<(Rotation, Vec<f32>)>,
 }
 
 impl Combinations {
     /// No rows yet, of `of`.
     pub(super) fn new(of: PlannedTensor) -> Self {
-        Self { of: in_f32(&of), ends: Vec::new(), weights: Vec::new() }
+        Self { of: in_f32(&of), ends: Vec::new(), weights: Vec::new(), turns: None }
     }
 
     /// Adds a row.
     pub(super) fn push(&mut self, weights: &[(usize, f32)]) {
         self.weights.extend(weights.iter().filter_map(|(row, weight)| Some((u32::try_from(*row).ok()?, *weight))));
         self.ends.push(self.weights.len());
+    }
+
+    /// No rows yet, of `of`, whose rows are turned.
+    pub(super) fn turned(of: PlannedTensor, rotation: Rotation) -> Self {
+        Self { turns: Some((rotation, Vec::new())), ..Self::new(of) }
+    }
+
+    /// Adds a row of turned ones.
+    pub(super) fn push_turned(&mut self, weights: &[Turned]) {
+        let plain: Vec<(usize, f32)> = weights.iter().map(|(row, weight, _)| (*row, *weight)).collect();
+        self.push(&plain);
+        if let Some((_, positions)) = &mut self.turns {
+            positions.extend(weights.iter().map(|(_, _, position)| *position));
+        }
     }
 
     /// All rows.
@@ -45,9 +62,16 @@ impl RowMap for Combinations {
         let mut row = Vec::new();
         for (place, out) in rows.zip(out.chunks_exact_mut(row_len)) {
             let start = place.checked_sub(1).map_or(0, |before| self.ends[before]);
-            for (of, weight) in &self.weights[start..self.ends[place]] {
-                let of = *of as usize;
-                match self.of.read_rows_into(of..of + 1, &mut row) {
+            for at in start..self.ends[place] {
+                let (of, weight) = self.weights[at];
+                let of = of as usize;
+                let read = self.of.read_rows_into(of..of + 1, &mut row);
+                if let Some((rotation, positions)) = &self.turns {
+                    let mut turned: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
+                    rotation.turn(&mut turned, f64::from(positions[at]));
+                    row.iter_mut().zip(turned).for_each(|(value, turned)| *value = turned as f32);
+                }
+                match read {
                     Ok(()) => out.iter_mut().zip(&row).for_each(|(sum, value)| *sum += weight * value),
                     // The executor refuses a NaN.
                     Err(_) => out.fill(f32::NAN),

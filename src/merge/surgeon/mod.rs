@@ -5,16 +5,24 @@
 //! where mergekit computes in the models' type.
 
 mod combination;
+mod drawn;
+mod matches;
 mod nearest;
 mod points;
 mod pursuit;
+mod rope;
+mod trained;
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
 use combination::Combinations;
+use drawn::Spread;
+pub use matches::Matching;
 use points::Points;
+use rope::Rotation;
 
 use crate::adapter::peft::Base;
 use crate::arch::vocabulary::put_vocab_size;
@@ -38,6 +46,12 @@ pub enum Approximation {
     Mean,
     /// Zeros.
     Zero,
+    /// Standard normal numbers.
+    Randn,
+    /// Normal numbers with the mean and the covariance of all rows.
+    JohnHewitt,
+    /// Matching pursuit, with shared rows that are turned as if they stood at other positions.
+    MpRope,
 }
 
 /// The distance of two rows.
@@ -80,6 +94,15 @@ pub struct SurgeonSettings {
     pub approximation: Approximation,
     /// How many shared rows a row is made of.
     pub k: usize,
+    /// The tensors in which a byte's row is that of its character, and the other way round.
+    pub byte_match: Matching,
+    /// The tensors in which a token has the row of the longest of the model's tokens with which it begins.
+    pub prefix_match: Matching,
+    /// Whether tokens that weren't trained in both models count as tokens of none, and those that were trained in neither
+    /// get zeros.
+    pub magikarp: bool,
+    /// The seed of random numbers.
+    pub seed: u64,
     /// The most memory that the computation takes, in bytes, besides the result's weights of rows.
     pub max_memory_bytes: u64,
 }
@@ -114,6 +137,8 @@ struct Tokens {
     donor: Vec<(ComparableToken, usize)>,
     /// The number of rows that the result gets.
     rows: usize,
+    /// The ids of the donor's tokens that were trained in neither model.
+    junk: HashSet<usize>,
     tokenizer: EditedTokenizer,
 }
 
@@ -131,11 +156,19 @@ pub fn transplant(
     dry: bool,
     done: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Transplanted> {
-    let tokens = tokens(model, donor)?;
+    let mut tokens = tokens(model, donor)?;
     let mut plan = model.rounded().clone();
     let (base, of_donor) = (Base::of(model), Base::of(donor));
-    let work = Work { tokens: &tokens, settings, dry, done };
     let (own, theirs) = (matrix(&base, base.embeddings())?, matrix(&of_donor, of_donor.embeddings())?);
+    if settings.magikarp && !dry {
+        let own_head = base.head().filter(|_| base.tied_head().is_none());
+        tokens.keep_trained((own, own_head), (theirs, of_donor.head().or(Some(theirs))))?;
+    }
+    let rotations = match settings.approximation {
+        Approximation::MpRope => Some([Rotation::of(model, own.row_len())?, Rotation::of(donor, theirs.row_len())?]),
+        _ => None,
+    };
+    let work = Work { tokens: &tokens, settings, dry, done, rotations, drawn: Cell::new(0) };
     let (embeddings, counts) = work.tensor(own, theirs, false)?;
     let mut changed = vec![embeddings];
     if let Some(head) = base.head().filter(|_| base.tied_head().is_none()) {
@@ -175,7 +208,25 @@ fn tokens(model: &Checkpoint, donor: &Checkpoint) -> Result<Tokens> {
     let (tokenizer, of_donor) = (read(model)?, read(donor)?);
     let donor: Vec<(ComparableToken, usize)> = comparable(of_donor.listing());
     let rows = donor.last().map_or(0, |(_, id)| id.saturating_add(1)).max(donor.len());
-    Ok(Tokens { model: comparable(tokenizer.listing()).into_iter().collect(), donor, rows, tokenizer })
+    let model = comparable(tokenizer.listing()).into_iter().collect();
+    Ok(Tokens { model, donor, rows, junk: HashSet::new(), tokenizer })
+}
+
+impl Tokens {
+    /// Leaves out the model's tokens that weren't trained in both models. Of each model, its embeddings and output head.
+    fn keep_trained(
+        &mut self,
+        own: (&PlannedTensor, Option<&PlannedTensor>),
+        theirs: (&PlannedTensor, Option<&PlannedTensor>),
+    ) -> Result<()> {
+        let own = trained::trained_tokens(self.model.iter().map(|(token, id)| (token, *id)), own.0, own.1)?;
+        let of_donor = self.donor.iter().map(|(token, id)| (token, *id));
+        let theirs = trained::trained_tokens(of_donor, theirs.0, theirs.1)?;
+        self.model.retain(|token, _| own.contains(token) && theirs.contains(token));
+        let is_junk = |token: &ComparableToken| !own.contains(token) && !theirs.contains(token);
+        self.junk = self.donor.iter().filter(|(token, _)| is_junk(token)).map(|(_, id)| *id).collect();
+        Ok(())
+    }
 }
 
 /// The tensor, which has to be a matrix.
@@ -195,6 +246,10 @@ struct Work<'a> {
     settings: &'a SurgeonSettings,
     dry: bool,
     done: &'a (dyn Fn(u64, u64) + Sync),
+    /// Those of the model and of the donor, where rows are turned.
+    rotations: Option<[Rotation; 2]>,
+    /// How many random words were drawn.
+    drawn: Cell<u64>,
 }
 
 impl Work<'_> {
@@ -206,22 +261,36 @@ impl Work<'_> {
         is_head: bool,
     ) -> Result<(PlannedTensor, TokenCounts)> {
         let (rows, width) = (self.tokens.rows, own.row_len());
-        let row_of = |token: &ComparableToken| self.tokens.model.get(token).copied().filter(|row| *row < own.shape[0]);
+        let own_rows: HashMap<ComparableToken, usize> = self
+            .tokens
+            .model
+            .iter()
+            .filter(|(_, row)| **row < own.shape[0])
+            .map(|(t, row)| (t.clone(), *row))
+            .collect();
+        let (byte, prefix) = (self.settings.byte_match.holds(is_head), self.settings.prefix_match.holds(is_head));
         // Where each row comes from: an operand, and a row of it.
         let mut sources = vec![(ZERO, 0); rows];
         let (mut shared, mut new) = (Vec::new(), Vec::new());
         let mut counts = TokenCounts::default();
         for (token, id) in self.tokens.donor.iter().filter(|(_, id)| *id < theirs.shape[0]) {
-            match row_of(token) {
+            let exact = own_rows.get(token).copied();
+            shared.extend(exact.map(|row| (*id, row)));
+            let of_byte = || matches::of_byte(token, &own_rows).filter(|_| byte);
+            let of_prefix = || matches::of_prefix(token, &own_rows).filter(|_| prefix);
+            let is_junk = self.tokens.junk.contains(id);
+            match exact.or_else(of_byte).or_else(of_prefix) {
                 Some(row) => {
                     sources[*id] = (OWN, row);
-                    shared.push((*id, row));
+                    counts.kept += usize::from(!is_junk);
                 }
-                None => new.push((token, *id)),
+                None => {
+                    new.push((token, *id));
+                    counts.approximated += usize::from(!is_junk);
+                }
             }
         }
-        (counts.kept, counts.approximated) = (shared.len(), new.len());
-        counts.zero = rows.saturating_sub(shared.len() + new.len());
+        counts.zero = rows.saturating_sub(counts.kept + counts.approximated);
         let zero = Expr::Values { shape: vec![1, width], values: vec![0.0; width].into() };
         let mut of = vec![own.expr.clone(), zero];
         if !new.is_empty() && self.settings.approximation != Approximation::Zero {
@@ -232,6 +301,9 @@ impl Work<'_> {
             let is_one = self.settings.approximation == Approximation::Mean;
             let made = new.iter().enumerate();
             made.for_each(|(place, (_, id))| sources[*id] = (MADE, if is_one { 0 } else { place }));
+        }
+        for id in self.tokens.junk.iter().filter(|id| **id < rows) {
+            sources[*id] = (ZERO, 0);
         }
         let shape = vec![rows, width];
         let expr = Expr::picked_of(of, sources.into_iter().map(|(of, row)| (of, row, 1)), shape.clone());
@@ -247,7 +319,19 @@ impl Work<'_> {
         new: &[(&ComparableToken, usize)],
         is_head: bool,
     ) -> Result<Expr> {
-        let mut combinations = Combinations::new(own.clone());
+        let (method, seed) = (self.settings.approximation, self.settings.seed);
+        if matches!(method, Approximation::Randn | Approximation::JohnHewitt) {
+            let is_spread = method == Approximation::JohnHewitt && !self.dry;
+            let spread = is_spread.then(|| Spread::of(own, self.settings.max_memory_bytes)).transpose()?;
+            let mut drawn = self.drawn.get();
+            let rows = drawn::rows(seed, &mut drawn, new.len(), own.row_len(), spread);
+            self.drawn.set(drawn);
+            return Ok(rows);
+        }
+        let mut combinations = match &self.rotations {
+            Some([rotation, _]) => Combinations::turned(own.clone(), rotation.clone()),
+            None => Combinations::new(own.clone()),
+        };
         if self.dry {
             new.iter().for_each(|_| combinations.push(&[]));
             return Ok(combinations.rows());
@@ -271,6 +355,15 @@ impl Work<'_> {
         let batch = pursuit::batch(self.settings.max_memory_bytes, theirs.row_len(), k);
         let (mut made, total) = (0, targets.len() as u64);
         for targets in targets.chunks(batch) {
+            made += targets.len() as u64;
+            if let Some([_, rotation]) = &self.rotations {
+                for mut found in rope::weights(theirs, targets, &points, k, rotation)? {
+                    found.iter_mut().for_each(|(place, ..)| *place = shared[*place].1);
+                    combinations.push_turned(&found);
+                }
+                (self.done)(made, total);
+                continue;
+            }
             let found = match self.settings.approximation {
                 Approximation::CommonInterpolation(distance, weighting) => {
                     nearest::weights(theirs, targets, &points, k, distance, weighting)?
@@ -282,7 +375,6 @@ impl Work<'_> {
                     found.into_iter().map(|(place, weight)| (shared[place].1, weight)).collect();
                 combinations.push(&rows);
             }
-            made += targets.len() as u64;
             (self.done)(made, total);
         }
         Ok(combinations.rows())

@@ -91,7 +91,7 @@ fn matrix(points: &Points, places: &[usize], width: usize) -> Result<DMatrix<f64
 }
 
 /// The shortest of the solutions of `matrix x = of` that come nearest.
-fn least_squares(matrix: DMatrix<f64>, of: DVector<f64>) -> Vec<f32> {
+pub(super) fn least_squares(matrix: DMatrix<f64>, of: DVector<f64>) -> Vec<f32> {
     let Svd { u, s, vt } = svd(matrix);
     let mut along = u.tr_mul(&of);
     along.iter_mut().zip(&s).for_each(|(share, s)| *share /= s);

@@ -21,17 +21,42 @@ pub(super) fn batch(max_memory_bytes: u64, width: usize, k: usize) -> usize {
     usize::try_from(max_memory_bytes / 2).unwrap_or(usize::MAX).checked_div(each).unwrap_or(1).clamp(1, MOST)
 }
 
+/// The points that a row is made of so far, and the one that would come next.
+#[derive(Default)]
+pub(super) struct Chosen {
+    pub(super) places: Vec<usize>,
+    best: Option<(f32, usize)>,
+}
+
+impl Chosen {
+    /// Looks at the products with the points from `start` on.
+    pub(super) fn see(&mut self, start: usize, products: &[f32]) {
+        for (place, product) in products.iter().enumerate() {
+            let (place, size) = (start + place, product.abs());
+            if self.best.is_none_or(|(best, _)| size > best) && !self.places.contains(&place) {
+                self.best = Some((size, place));
+            }
+        }
+    }
+
+    /// Takes the point with the largest product, if there is one.
+    pub(super) fn take(&mut self) -> Option<usize> {
+        let (_, place) = self.best.take()?;
+        self.places.push(place);
+        Some(place)
+    }
+}
+
 /// A row on the way.
 struct Target {
     row: Vec<f64>,
     left: Vec<f64>,
-    chosen: Vec<usize>,
+    chosen: Chosen,
     basis: Vec<Vec<f64>>,
     /// The points by the basis: the column of each.
     columns: Vec<Vec<f64>>,
     /// The row by the basis.
     shares: Vec<f64>,
-    best: Option<(f32, usize)>,
     is_done: bool,
 }
 
@@ -39,23 +64,13 @@ impl Target {
     fn new(row: &[f32]) -> Self {
         let row: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
         let (left, is_done) = (row.clone(), row.iter().all(|value| *value == 0.0));
-        let (chosen, basis, columns, shares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { row, left, chosen, basis, columns, shares, best: None, is_done }
-    }
-
-    /// Looks at the products with the points from `start` on.
-    fn see(&mut self, start: usize, products: &[f32]) {
-        for (place, product) in products.iter().enumerate() {
-            let (place, size) = (start + place, product.abs());
-            if self.best.is_none_or(|(best, _)| size > best) && !self.chosen.contains(&place) {
-                self.best = Some((size, place));
-            }
-        }
+        let (chosen, basis, columns, shares) = (Chosen::default(), Vec::new(), Vec::new(), Vec::new());
+        Self { row, left, chosen, basis, columns, shares, is_done }
     }
 
     /// Takes the best point into the basis.
     fn take(&mut self, points: &Points) -> Result<()> {
-        let Some((_, place)) = self.best.take() else {
+        let Some(place) = self.chosen.take() else {
             self.is_done = true;
             return Ok(());
         };
@@ -72,6 +87,7 @@ impl Target {
         }
         let length = exact_dot(&rest, &rest).sqrt();
         if length <= NOTHING * exact_dot(&point, &point).sqrt() {
+            self.chosen.places.pop();
             self.is_done = true;
             return Ok(());
         }
@@ -79,7 +95,6 @@ impl Target {
         column.push(length);
         let share = exact_dot(&rest, &self.row);
         self.left.iter_mut().zip(&rest).for_each(|(left, of)| *left -= share * of);
-        self.chosen.push(place);
         self.basis.push(rest);
         self.columns.push(column);
         self.shares.push(share);
@@ -95,7 +110,7 @@ impl Target {
                 weights[before] -= self.columns[at][before] * weights[at];
             }
         }
-        self.chosen.iter().copied().zip(weights.iter().map(|weight| *weight as f32)).collect()
+        self.chosen.places.iter().copied().zip(weights.iter().map(|weight| *weight as f32)).collect()
     }
 }
 
@@ -119,7 +134,7 @@ pub(super) fn weights(
         }
         points.products(&left, &mut states, |state, start, products, _| {
             if !state.is_done {
-                state.see(start, products);
+                state.chosen.see(start, products);
             }
         })?;
         states.par_iter_mut().filter(|state| !state.is_done).try_for_each(|state| state.take(points))?;

@@ -1,7 +1,7 @@
 use super::points::{Points, picked};
 use super::*;
 
-fn tensor(rows: &[&[f32]]) -> PlannedTensor {
+pub(super) fn tensor(rows: &[&[f32]]) -> PlannedTensor {
     let shape = vec![rows.len(), rows[0].len()];
     let expr = Expr::Values { shape: shape.clone(), values: rows.concat().into() };
     PlannedTensor { name: "e".into(), dtype: DType::F32, shape, expr }
