@@ -11,6 +11,7 @@ mod convert;
 mod extract;
 mod filter;
 mod into;
+mod made;
 mod merge;
 mod method;
 mod mix;

@@ -7,8 +7,9 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use super::Named;
-use super::change::{Change, WeightLayout};
 use super::entries::Entries;
+use super::module_weight::Weight;
+use super::shared_names::SharedNames;
 use crate::arch::names::{self, HEAD, role_by_name};
 use crate::arch::tasks::TaskClass;
 use crate::arch::wrapper::text_config;
@@ -47,83 +48,6 @@ pub struct Base<'a> {
     shared: Option<SharedNames>,
     /// Whether the model becomes one for a task, whose head is the adapter's.
     takes_head: bool,
-}
-
-/// A module's weight in the base. The kernel of a convolution, `[d_out, inputs, taps..]`, is seen as a matrix.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::adapter) struct Weight<'a> {
-    /// The weight, under its name in the file.
-    pub(in crate::adapter) tensor: &'a PlannedTensor,
-    /// The number of outputs of the module, whether or not the weight is transposed.
-    pub(in crate::adapter) d_out: usize,
-    /// The number of inputs; of a convolution, those of one group times the taps.
-    pub(in crate::adapter) d_in: usize,
-    /// Whether the weight is stored as `[d_in, d_out]`, as in a Conv1D.
-    pub(in crate::adapter) transposed: bool,
-}
-
-impl<'a> Weight<'a> {
-    /// `tensor` as the kernel of a convolution of one, two or three dimensions; `None` for a tensor of other dimensions.
-    pub(in crate::adapter) fn of_kernel(tensor: &'a PlannedTensor) -> Option<Self> {
-        if !(3..=5).contains(&tensor.shape.len()) || tensor.shape.contains(&0) {
-            return None;
-        }
-        let (d_out, d_in) = (tensor.shape[0], tensor.shape[1..].iter().product());
-        Some(Self { tensor, d_out, d_in, transposed: false })
-    }
-
-    /// The layout in which the base stores it.
-    pub(in crate::adapter) fn layout(&self) -> WeightLayout {
-        WeightLayout::of_linear(self.transposed)
-    }
-
-    /// The sizes of a convolution's kernel; empty for a linear layer.
-    pub(in crate::adapter) fn taps(&self) -> &[usize] {
-        &self.tensor.shape[2..]
-    }
-
-    /// Whether it is the kernel of a convolution.
-    pub(in crate::adapter) fn is_kernel(&self) -> bool {
-        !self.taps().is_empty()
-    }
-
-    /// The inputs of one group.
-    pub(in crate::adapter) fn inputs(&self) -> usize {
-        self.d_in / self.taps().iter().product::<usize>().max(1)
-    }
-
-    /// `sizes`, and those of the kernel behind them.
-    pub(in crate::adapter) fn with_taps(&self, sizes: [usize; 2]) -> Vec<usize> {
-        [&sizes[..], self.taps()].concat()
-    }
-
-    /// `sizes`, and a one behind them for each dimension of the kernel.
-    pub(in crate::adapter) fn with_ones(&self, sizes: [usize; 2]) -> Vec<usize> {
-        [&sizes[..], &vec![1; self.taps().len()]].concat()
-    }
-
-    /// A change of the matrix as one of the tensor.
-    pub(in crate::adapter) fn of_tensor(&self, change: Change) -> Change {
-        match self.is_kernel() {
-            true => Change::Kernel { matrix: [self.d_out, self.d_in], change: Box::new(change) },
-            false => change,
-        }
-    }
-
-    /// The same, with the tensor's name.
-    pub(in crate::adapter) fn change(&self, change: Change) -> Named {
-        (self.tensor.name.clone(), self.of_tensor(change))
-    }
-
-    /// The weight as a matrix.
-    pub(in crate::adapter) fn matrix(&self) -> PlannedTensor {
-        let mut matrix = self.tensor.clone();
-        if self.is_kernel() {
-            matrix.shape = vec![self.d_out, self.d_in];
-            matrix.expr = Expr::Reshape { of: Box::new(matrix.expr), shape: matrix.shape.clone() };
-        }
-        matrix
-    }
 }
 
 impl<'a> Base<'a> {
@@ -454,47 +378,6 @@ impl<'a> Base<'a> {
             .expected("a module of the base with a matrix for its weight")
             .found(show_shape(&tensor.shape))
             .unsupported())
-    }
-}
-
-/// Which tensors of a plan share a storage.
-struct SharedNames {
-    /// For every tensor, the place of the one that stands for its storage.
-    main: Vec<usize>,
-}
-
-impl SharedNames {
-    fn of(weights: &Plan) -> Self {
-        let first = weights.shared();
-        let names: Vec<&str> = weights.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-        // A module has parts if there are tensors below its path: those next to its name in alphabetical order.
-        let mut sorted = names.clone();
-        sorted.sort_unstable();
-        let has_parts = |name: &str| {
-            let Some((module, _)) = name.rsplit_once('.') else { return true };
-            let below = format!("{module}.");
-            let start = sorted.partition_point(|other| *other < below.as_str());
-            let rest = sorted[start..].iter().map_while(|other| other.strip_prefix(below.as_str()));
-            rest.into_iter().any(|rest| rest.contains('.'))
-        };
-        let mut is_shared = vec![false; first.len()];
-        first
-            .iter()
-            .enumerate()
-            .filter(|(place, first)| place != *first)
-            .for_each(|(_, first)| is_shared[*first] = true);
-        let mut main = first.clone();
-        // From the last to the first, so that the first without parts stays.
-        for place in (0..first.len()).rev() {
-            if is_shared[first[place]] && !has_parts(names[place]) {
-                main[first[place]] = place;
-            }
-        }
-        let of_first = main.clone();
-        for (place, first) in first.iter().enumerate() {
-            main[place] = of_first[*first];
-        }
-        Self { main }
     }
 }
 

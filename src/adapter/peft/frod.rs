@@ -12,9 +12,10 @@ use std::sync::Arc;
 use nalgebra::{Dyn, LU};
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::modules::each_module;
 use super::rows::{made, round};
 use super::vblora::integers;

@@ -7,9 +7,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::modules::each_module;
 use super::rows::round;
 use crate::dtype::DType;

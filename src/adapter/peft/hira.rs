@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::{Change, LowRank, WeightLayout};
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::modules::each_module_after;
 use super::rows::round;
 use crate::dtype::DType;

@@ -10,9 +10,10 @@ use regex_lite::Regex;
 use serde_json::Value;
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::rows::{Factors, ScaleColumns, ScaleRows};
 use super::targets::Targets;
 use crate::error::{Error, Result};

@@ -8,10 +8,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
 use super::lycoris::Settings;
+use super::module_weight::Weight;
 use super::rows::Multiply;
 use super::targets::Targets;
 use super::tucker::{First, Tucker};

@@ -6,11 +6,12 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
 use super::loha::core_shape;
 use super::lycoris::Settings;
+use super::module_weight::Weight;
 use super::targets::Targets;
 use super::tucker::{First, Tucker};
 use crate::error::Result;

@@ -8,10 +8,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::{Change, LowRank, WeightLayout};
 use super::dora;
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::patterns::{self, Patterns};
 use super::rows::Factors;
 use super::targets::{Targets, ends_path};

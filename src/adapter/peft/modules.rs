@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::targets::Targets;
 use crate::error::Result;
 use crate::json::Fields;

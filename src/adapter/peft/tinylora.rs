@@ -5,9 +5,10 @@
 //! (`_create_and_replace`, which chooses the numbers of a module). The singular directions are in the file.
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::{Change, LowRank, WeightLayout};
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::modules::each_module;
 use super::order;
 use super::vera::{need_projections, shared};

@@ -4,9 +4,10 @@
 //! scales that it draws to the weight's type) and `model.py` (`_assign_unilora_indices_and_scales`, `generate_index`, which draws the
 //! places with numpy's generator if the file doesn't have them).
 
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::{Change, LowRank};
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::targets::Targets;
 use super::vblora::integers;
 use super::vera::shared;

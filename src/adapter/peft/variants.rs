@@ -6,9 +6,10 @@
 
 use serde_json::{Map, Value};
 
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
+use super::module_weight::Weight;
 use super::rows::{ScaleColumns, map};
 use super::weights::{aside, whole};
 use crate::error::Result;

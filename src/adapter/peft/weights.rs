@@ -1,6 +1,6 @@
 //! Computations with whole weights of the base, before the pass: only strips of the weight are in memory.
 
-use super::base::Weight;
+use super::module_weight::Weight;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::linalg::{Matrix, from_rows};
