@@ -78,6 +78,9 @@ impl Naming {
         if let Some(renamed) = self.renames.renamed(name) {
             return Some(renamed);
         }
+        if self.renames.makes(name) {
+            return Some(name.to_owned());
+        }
         let row = self.row(name)?;
         let name = lookup::own_spelling(self.family?, &row.name, self.main);
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))

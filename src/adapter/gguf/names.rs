@@ -103,7 +103,7 @@ impl GgufNames {
             return Err(finding.found("another").unsupported());
         };
         let main = params.size("main")?;
-        let params = params.with_weights(base.named().map(|(_, tensor)| tensor))?;
+        let params = params.with_weights(base.stored())?;
         let layers = params.layers()?;
         Ok(Self { params, naming: Naming::of(base.config()), layers, main })
     }
@@ -142,7 +142,7 @@ impl GgufNames {
 
     /// The GGUF form of every weight of `base` that has one, by its name in GGUF.
     pub(crate) fn weights(&self, base: &Base) -> HashMap<String, GgufWeight> {
-        let weights = base.named().filter_map(|(_, tensor)| self.weight(tensor));
+        let weights = base.stored().filter_map(|tensor| self.weight(tensor));
         weights.map(|weight| (weight.name.clone(), weight)).collect()
     }
 

@@ -260,6 +260,12 @@ impl<'a> Base<'a> {
         self.places.keys().any(|name| name.split('.').any(|own| own == part))
     }
 
+    /// Every tensor of the file, including a tied head.
+    pub(in crate::adapter) fn stored(&self) -> impl Iterator<Item = &PlannedTensor> {
+        let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
+        tensors.chain(&self.tied_head)
+    }
+
     /// Every tensor of the class, including a tied head, under the class's own name where there is one.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.of_class.iter().map(|place| self.at(*place));

@@ -162,6 +162,11 @@ impl Renames {
         renamed
     }
 
+    /// Whether `name` begins as names that the rules of the class make: it is the class's own.
+    pub(super) fn makes(self, name: &str) -> bool {
+        self.own.iter().flatten().flat_map(|list| &list.rules).any(|rule| rule.makes(name))
+    }
+
     /// What `rule` makes of the tensor that has the name `name` in the class but for its parts. The first rule that makes
     /// anything of it is used.
     fn found<T>(self, name: &str, of_rule: impl Fn(&Rule, &str, &str) -> Option<T>) -> Option<T> {

@@ -147,6 +147,14 @@ impl Rule {
         }
     }
 
+    /// Whether `name` begins with what this rule puts at the start of names.
+    pub(super) fn makes(&self, name: &str) -> bool {
+        let Self::Name(Pattern { at_start: true, .. }, to) = self else { return false };
+        let start = to.split_once(".*").map_or(*to, |(start, _)| start);
+        let is_literal = !start.is_empty() && !start.contains(['*', '#']);
+        is_literal && name.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
     /// The names in the class of the parts of the tensor `name`, if this rule splits it.
     pub(super) fn split(&self, name: &str) -> Option<(Vec<String>, Rows)> {
         let Self::Split(from, to, rows) = self else { return None };
