@@ -14,13 +14,12 @@ use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
-    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic,
-    is_adapter, to_gguf,
+    ConvertOptions, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic, to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::filter::dense_kernels;
 use crate::formats::FileKind;
-use crate::formats::gguf::{GgufModel, Override};
+use crate::formats::gguf::GgufModel;
 use crate::json::read_json_object;
 use crate::output::{Output, Sidecars, safetensors_metadata};
 use crate::plan::Plan;
