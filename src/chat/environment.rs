@@ -10,7 +10,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatt
 use serde_json::Map;
 
 use super::json::{Layout, python_json_with};
-use super::{cycles, escapes, filters, generation, methods, python};
+use super::{cycles, escapes, filters, methods, namespaces, python};
 
 /// The most steps of a rendering. Chats of a thousand turns take some hundred thousand.
 const STEPS: u64 = 20_000_000;
@@ -36,12 +36,11 @@ pub(super) fn compile(template: String) -> Result<Environment<'static>, String> 
     environment.set_unknown_method_callback(methods::call);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
-    environment.add_function(generation::FUNCTION, generation::marked);
     environment.add_function("cycler", cycles::cycler);
     environment.add_function("joiner", cycles::joiner);
     environment.add_filter("tojson", to_json);
     filters::add(&mut environment);
-    let template = escapes::rewrite(&template)?;
+    let template = namespaces::rewrite(&escapes::rewrite(&template)?);
     environment.add_template_owned(NAME, template).map_err(|error| in_words(&error))?;
     Ok(environment)
 }

@@ -18,6 +18,9 @@ const WIDEST_INDENT: usize = 1024;
 /// Gives `environment` the filters and tests.
 pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("mapping", |value: &Value| value.kind() == ValueKind::Map && !is_opaque(value));
+    environment.add_test("callable", is_callable);
     environment.add_filter("e", escape);
     environment.add_filter("escape", escape);
     environment.add_filter("string", |value: &Value| if value.is_safe() { value.clone() } else { text(value).into() });
@@ -35,6 +38,26 @@ pub(super) fn add(environment: &mut Environment<'_>) {
 /// Whether `value` has a length and items: lists, but texts and dictionaries too.
 fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
+        && !is_opaque(value)
+}
+
+/// Whether `value` is a namespace or a macro, which are dictionaries here and have neither length nor items in Jinja.
+fn is_opaque(value: &Value) -> bool {
+    let name = value.as_object().map(|object| object.type_name()).unwrap_or_default();
+    name.ends_with("::Namespace") || name.ends_with("::Macro")
+}
+
+/// Whether a loop can go over `value`. minijinja's loops go over none, too.
+fn is_iterable(value: &Value) -> bool {
+    is_sequence(value) || value.kind() == ValueKind::Iterable
+}
+
+/// Whether `value` can be called: a function or a macro. Undefined values can, in Jinja: the call then fails. So do methods,
+/// which are undefined here until they are called.
+fn is_callable(value: &Value) -> bool {
+    const CALLABLE: [&str; 3] = ["::BoxedFunction", "::Macro", "::Joiner"];
+    let is_function = |name: &str| CALLABLE.iter().any(|end| name.ends_with(end));
+    value.is_undefined() || value.as_object().is_some_and(|object| is_function(object.type_name()))
 }
 
 /// A text that is safe in HTML, with MarkupSafe's names of characters.

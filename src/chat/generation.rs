@@ -1,35 +1,24 @@
-//! `{% generation %}`: transformers' tag around what the model writes. It becomes a call block, as it does in
-//! transformers, whose function puts marks around the text.
+//! `{% generation %}`: transformers' tag around what the model writes. Marks in the text take its place, inside a block that
+//! keeps variables to itself, as the call block does that transformers makes of it.
 
 use std::ops::Range;
 
-use minijinja::value::Kwargs;
-use minijinja::{Error, State, Value};
 use regex_lite::Regex;
 
 use super::Rendered;
-
-/// The function that the tag calls.
-pub(super) const FUNCTION: &str = "_generation_support";
 
 /// Marks around what the model writes. They are no characters: no text has them.
 const START: char = '\u{fdd0}';
 const END: char = '\u{fdd1}';
 
-/// The template with call blocks in place of the tags, and whether there are any.
+/// The template with marks in place of the tags, and whether there are any. Of the two tags on each side of a mark, the outer
+/// one trims white space before it, and the inner one behind it.
 pub(super) fn rewrite(template: &str) -> (String, bool) {
     let tag = |name: &str| Regex::new(&format!(r"\{{%([-+]?)\s*{name}\s*([-+]?)%\}}")).expect("a pattern");
     let (start, end) = (tag("generation"), tag("endgeneration"));
     let marks_answers = start.is_match(template);
-    let template = start.replace_all(template, format!("{{%$1 call {FUNCTION}() $2%}}"));
-    (end.replace_all(&template, "{%$1 endcall $2%}").into_owned(), marks_answers)
-}
-
-/// The text of a call block, between marks.
-pub(super) fn marked(state: &mut State<'_, '_>, kwargs: Kwargs) -> Result<String, Error> {
-    let caller: Value = kwargs.get("caller")?;
-    let text = caller.call(state, &[])?;
-    Ok(format!("{START}{text}{END}"))
+    let template = start.replace_all(template, format!("{{%$1 with %}}{START}{{% if true $2%}}"));
+    (end.replace_all(&template, format!("{{%$1 endif %}}{END}{{% endwith $2%}}")).into_owned(), marks_answers)
 }
 
 /// Whether a text inside `value` has a mark in it.

@@ -12,6 +12,7 @@ mod filters;
 mod generation;
 mod json;
 mod methods;
+mod namespaces;
 mod numbers;
 mod python;
 
@@ -42,6 +43,7 @@ pub struct ChatTemplate {
 /// A template that is ready to render.
 struct Compiled {
     environment: Environment<'static>,
+    text: String,
     marks_answers: bool,
 }
 
@@ -107,6 +109,17 @@ impl ChatTemplate {
         self.choose(tools).is_some_and(|template| template.marks_answers)
     }
 
+    /// Whether `name` is a word of the template for chats with or without `tools`.
+    pub fn names(&self, tools: Option<&Value>, name: &str) -> bool {
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        self.choose(tools).is_some_and(|template| {
+            template.text.match_indices(name).any(|(start, _)| {
+                let (before, behind) = (&template.text[..start], &template.text[start + name.len()..]);
+                !before.ends_with(is_part) && !behind.starts_with(is_part)
+            })
+        })
+    }
+
     fn choose(&self, tools: Option<&Value>) -> Option<&Compiled> {
         let own = tools.and_then(|_| self.templates.get(TOOL_USE));
         own.or_else(|| self.templates.get(DEFAULT_TEMPLATE))
@@ -142,10 +155,10 @@ impl ChatTemplate {
 impl Compiled {
     fn new(path: &Path, text: &str) -> Result<Self> {
         let (text, marks_answers) = generation::rewrite(text);
-        let environment = environment::compile(text).map_err(|found| {
+        let environment = environment::compile(text.clone()).map_err(|found| {
             Finding::new(path, "chat_template").expected("a template in the language of Jinja").found(found).format()
         })?;
-        Ok(Self { environment, marks_answers })
+        Ok(Self { environment, text, marks_answers })
     }
 }
 

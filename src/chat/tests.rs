@@ -89,6 +89,29 @@ fn generation_blocks_give_ranges_whatever_is_around_them() {
     }
 }
 
+/// The expectations are those of transformers 5.23.
+#[test]
+fn generation_blocks_and_macros_assign_to_namespaces_and_keep_variables() {
+    let chat = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+    for (text, expected) in [
+        ("{% set ns = namespace(a=0) %}{% generation %}{% set ns.a = 7 %}{% endgeneration %}{{ ns.a }}", "7"),
+        (
+            "{% set ns = namespace(a=0) %}{% macro f(m) %}\n  {%- set ns.a = 7 -%}\n {{ m.content }}{% endmacro %}{{ f(messages[1]) }}{{ ns.a }}",
+            "b7",
+        ),
+        (
+            "{% set ns = namespace(a=0) %}{% macro f() %}{{ caller() }}{% endmacro %}{% call f() %}{% set ns.a = 1 %}x{% endcall %}{{ ns.a }}",
+            "x1",
+        ),
+        ("{% set q = 1 %}{% generation %}{% set q = 2 %}{% set z = 3 %}{{ q }}{% endgeneration %}{{ q }}{{ z }}", "21"),
+        (" {%- generation +%}\n a {% endgeneration -%} b", "\n a b"),
+        ("x\n  {% generation %}\n a\n  {% endgeneration %}\nb", "x\n a\nb"),
+        ("x\n  {%+ generation %}a\n  {%+ endgeneration +%}\nb", "x\n  a\n  \nb"),
+    ] {
+        assert_eq!(rendered(text, chat.clone()), expected, "{text}");
+    }
+}
+
 #[test]
 fn what_a_template_refuses_is_said_with_the_row() {
     for (text, expected) in [

@@ -66,6 +66,7 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
         println!("{}", made.toml.trim_end());
         if !common.quiet {
             made.left.iter().for_each(|line| eprintln!("note: without a counterpart: {line}"));
+            made.defaults.iter().for_each(|line| eprintln!("note: not given: {line}"));
         }
         return Ok(());
     }

@@ -105,6 +105,7 @@ pub fn train_on(
         false => None,
     };
     let (parameters, steps) = (adapter.parameters(), batches.steps());
+    config.notes(steps).into_iter().for_each(|note| events(Event::Note(note)));
     events(Event::Started { parameters, rows: inputs.rows(), resumed_at: step, steps });
     let regularizer = config.regularizer();
     let objective = Objective { decoder: &inputs.decoder, trainable: &trainable, regularizer, checkpoint_activations };

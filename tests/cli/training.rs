@@ -41,13 +41,18 @@ fn settings_of_axolotl_become_a_training_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.yml");
     let yaml = "base_model: org/model\noutput_dir: out\nadapter: lora\nlora_r: 4\ndatasets:\n  - path: t.jsonl\n\
-                special_tokens:\n  pad_token: x\nmax_steps: 5\n";
+                special_tokens:\n  pad_token: x\nmax_steps: 5\nmicro_batch_size: 2\nsequence_len: 64\nwarmup_steps: 1\n";
     fs::write(&path, yaml).unwrap();
     let out = atombank(&["train", "--from-axolotl", text(&path)]);
     let (stdout, stderr) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
-    assert!(stdout.starts_with("kind = \"lora\"\nbase = \"org/model\"\n"), "{stdout}");
-    assert!(stdout.contains("[training]\nsteps = 5\n") && stdout.contains("#   special_tokens: "), "{stdout}");
-    assert_eq!(stderr, "note: without a counterpart: special_tokens: {\"pad_token\":\"x\"}\n");
+    assert!(stdout.starts_with("kind = \"lora\"\nbase = \"hf:org/model\"\n"), "{stdout}");
+    assert!(
+        stdout.contains("[training]\nsteps = 5\nbatch_size = 2\n") && stdout.contains("#   special_tokens: "),
+        "{stdout}"
+    );
+    let expected = "note: without a counterpart: special_tokens: {\"pad_token\":\"x\"}\n\
+                    note: not given: excess_length_strategy: axolotl drops rows that are too long, here they are an error\n";
+    assert_eq!(stderr, expected);
 }
 
 #[test]

@@ -50,6 +50,8 @@ CHATS = [
         {"role": "assistant", "content": "Half an euro."}]},
     {"messages": [{"role": "user", "content": "think"},
                   {"role": "assistant", "reasoning_content": "so it is", "content": "done"}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "part one"}, {"type": "text", "text": "part two"}]},
+                  {"role": "assistant", "content": [{"type": "text", "text": "in parts"}]}]},
 ]
 passed = failed = 0
 
@@ -89,6 +91,13 @@ def first_difference(found, expected):
     return f"at {at}: {found[max(0, at - 30):at + 50]!r}, transformers: {expected[max(0, at - 30):at + 50]!r}"
 
 
+def takes_parts(row, wanted):
+    """Whether the template takes contents in parts, if there are any: others get the parts as one text here."""
+    lists = [m["content"] for m in row["messages"] if isinstance(m.get("content"), list)]
+    kept = wanted and all(part["text"] in wanted[0] for parts in lists for part in parts)
+    return not lists or bool(kept and "[{'type'" not in wanted[0])
+
+
 for path in TEMPLATES:
     name, text = path.stem, path.read_text()
     folder = WORK / name
@@ -100,7 +109,7 @@ for path in TEMPLATES:
     (folder / "chat_template.jinja").write_text(text)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     expected = [rendered(tokenizer, row) for row in CHATS]
-    good = [(row, wanted) for row, wanted in zip(CHATS, expected) if wanted]
+    good = [(row, wanted) for row, wanted in zip(CHATS, expected) if wanted and takes_parts(row, wanted)]
     found = preview(folder, [row for row, _ in good], "allow_empty = true", "max_length = 8192")
     if isinstance(found, str):
         check(name, False, found)
@@ -115,7 +124,7 @@ for path in TEMPLATES:
         check(f"{which} mask", ours["mask"] == mask, first_difference(ours["mask"], mask))
     # What the template refuses there is refused here.
     for row, wanted in zip(CHATS, expected):
-        if wanted is None:
+        if wanted is None and takes_parts(row, wanted):
             line = preview(folder, [row], "allow_empty = true", "max_length = 8192")
             check(f"{name} refuses row {CHATS.index(row) + 1}", isinstance(line, str) and "line 1" in line, line)
     # Without marks, the last answer is what TRL takes for a completion: all tokens behind those of the prompt.

@@ -15,6 +15,8 @@ pub struct FromAxolotl {
     pub toml: String,
     /// The fields without one, each as `field: value`, or with a reason.
     pub left: Vec<String>,
+    /// The fields that aren't given and have another default here, each with both defaults.
+    pub defaults: Vec<String>,
 }
 
 /// Fields whose values are taken over, with the keys that they become.
@@ -50,6 +52,23 @@ const SAME: [(&str, &str); 31] = [
     ("load_best_model_at_end", "training.load_best_at_end"),
     ("gradient_checkpointing", "training.checkpoint_activations"),
     ("use_tensorboard", "training.metrics"),
+];
+
+/// Fields of [`SAME`] whose values are texts or lists.
+const TEXTS: [&str; 5] =
+    ["base_model", "output_dir", "lora_target_modules", "peft_init_lora_weights", "peft_layers_to_transform"];
+
+/// Fields of [`SAME`] whose values are true or false.
+const SWITCHES: [&str; 5] =
+    ["peft_use_rslora", "peft_use_dora", "group_by_length", "load_best_model_at_end", "gradient_checkpointing"];
+
+/// Fields with another default here, each with axolotl's, and other fields that say the same.
+const DEFAULTS: [(&str, &str, &[&str]); 5] = [
+    ("num_epochs", "axolotl's default is 1, here training.steps is 1000", &["max_steps"]),
+    ("micro_batch_size", "axolotl's default is 1, here training.batch_size is 8", &[]),
+    ("sequence_len", "axolotl's default is 512, here data.max_length is 2048", &[]),
+    ("warmup_steps", "axolotl's default is 3% of the steps, at most 100, here 50", &["warmup_ratio"]),
+    ("excess_length_strategy", "axolotl drops rows that are too long, here they are an error", &[]),
 ];
 
 /// Fields that say nothing about what is learned: where axolotl logs, caches and computes.
@@ -116,9 +135,42 @@ pub fn from_axolotl(path: &Path) -> Result<FromAxolotl> {
     }
     let mut made = Made { kind: "lora", ..Made::default() };
     for (name, value) in &fields {
-        made.take(name, value, &fields);
+        made.take(name, &unquoted(name, value), &fields);
+    }
+    let is_given = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
+    if !is_given("adapter") {
+        made.leave("adapter", &Value::Null, "all weights are trained there, and a LoRA here");
+    }
+    for (name, defaults, others) in DEFAULTS {
+        if !is_given(name) && !others.iter().any(|other| is_given(other)) {
+            made.defaults.push(format!("{name}: {defaults}"));
+        }
     }
     Ok(made.finish())
+}
+
+/// A number that is written in quotes, as a number.
+fn unquoted(name: &str, value: &Value) -> Value {
+    let is_number = SAME.iter().any(|(same, _)| *same == name) && !TEXTS.contains(&name) && !SWITCHES.contains(&name);
+    let number = value.as_str().filter(|_| is_number || name == MIN_RATIO).and_then(|text| {
+        let whole = text.trim().parse::<u64>().ok().map(Value::from);
+        whole.or_else(|| text.trim().parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from))
+    });
+    number.unwrap_or_else(|| value.clone())
+}
+
+/// The share of the learning rate at which a cosine ends.
+const MIN_RATIO: &str = "cosine_min_lr_ratio";
+
+/// A base model's name on the hub as `hf:org/name`; the path of a folder as it is.
+fn base(name: &str) -> String {
+    let is_name = |part: &str| !part.is_empty() && !part.starts_with(['.', '~']) && !part.contains('\\');
+    match name.split_once('/') {
+        Some((org, model)) if is_name(org) && is_name(model) && !model.contains('/') && !Path::new(name).exists() => {
+            format!("hf:{name}")
+        }
+        _ => name.to_owned(),
+    }
 }
 
 /// A training file in the making.
@@ -128,6 +180,7 @@ struct Made {
     top: String,
     tables: [String; 3],
     left: Vec<String>,
+    defaults: Vec<String>,
 }
 
 const TABLES: [&str; 3] = ["data", "adapter", "training"];
@@ -159,6 +212,9 @@ impl Made {
         let whole =
             value.as_u64().or_else(|| value.as_f64().filter(|v| v.fract() == 0.0 && *v >= 0.0).map(|v| v as u64));
         match name {
+            "base_model" if value.is_string() => {
+                self.put("base", &base(value.as_str().unwrap_or_default()).into());
+            }
             "adapter" if value == "lora" => {}
             "adapter" if value == "qlora" => {
                 self.leave(name, value, "the base may have any type; nothing is quantized for training")
@@ -178,12 +234,32 @@ impl Made {
                     self.leave(name, value, "AdamW with both moments in f32");
                 }
             }
+            "excess_length_strategy" => match value.as_str() {
+                Some("truncate") => self.put("data.truncate", &"right".into()),
+                Some("drop") => self.put("data.truncate", &"drop".into()),
+                Some("raise") => self.put("data.truncate", &"error".into()),
+                _ => self.leave(name, value, ""),
+            },
+            MIN_RATIO => {
+                let rate = all.get("learning_rate").and_then(|rate| unquoted("learning_rate", rate).as_f64());
+                let is_cosine =
+                    all.get("lr_scheduler").is_none_or(|schedule| schedule.is_null() || schedule == "cosine");
+                match (rate, value.as_f64()) {
+                    (Some(rate), Some(ratio)) if is_cosine => {
+                        self.put("training.min_learning_rate", &(rate * ratio).into());
+                    }
+                    _ => self.leave(name, value, "a share of learning_rate, for a cosine"),
+                }
+            }
             "num_epochs" if all.get("max_steps").is_some_and(|steps| steps.as_i64().is_some_and(|n| n > 0)) => {
                 self.leave(name, value, "max_steps says how long the run is")
             }
             "num_epochs" | "early_stopping_patience" => match whole {
                 Some(count) => {
                     self.put(SAME.iter().find(|(same, _)| *same == name).map_or(name, |(_, key)| key), &count.into())
+                }
+                None if name == "num_epochs" => {
+                    self.leave(name, value, "a whole number here; training.steps is 1000 without it");
                 }
                 None => self.leave(name, value, "a whole number here"),
             },
@@ -221,7 +297,11 @@ impl Made {
                     self.leave(name, value, "adapters are trained in f32");
                 }
             }
+            _ if SWITCHES.contains(&name) && !value.is_boolean() => self.leave(name, value, "true or false here"),
             _ => match SAME.iter().find(|(same, _)| *same == name) {
+                Some(_) if !TEXTS.contains(&name) && !SWITCHES.contains(&name) && !value.is_number() => {
+                    self.leave(name, value, "a number here");
+                }
                 Some((_, key)) => self.put(key, value),
                 None => self.leave(name, value, ""),
             },
@@ -231,10 +311,10 @@ impl Made {
     /// Data in files of this machine: the first set, and others that name a file of rows.
     fn datasets(&mut self, name: &str, value: &Value) {
         let key = if name == "datasets" { "data.train" } else { "data.eval" };
-        let sets = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        let sets = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         let mut paths = Vec::new();
         for (place, set) in sets.iter().enumerate() {
-            let path = set.get("path").or_else(|| set.get("data_files")).and_then(Value::as_str);
+            let path = set.as_str().or_else(|| set.get("path").or_else(|| set.get("data_files"))?.as_str());
             match path.filter(|path| place == 0 || ROWS.iter().any(|end| path.ends_with(end))) {
                 Some(path) => {
                     paths.push(path);
@@ -265,7 +345,13 @@ impl Made {
                 let _ = writeln!(toml, "#   {}", line.replace(['\n', '\r'], " "));
             });
         }
-        FromAxolotl { toml, left: self.left }
+        if !self.defaults.is_empty() {
+            toml.push_str("\n# Not given, with another default here:\n");
+            self.defaults.iter().for_each(|line| {
+                let _ = writeln!(toml, "#   {line}");
+            });
+        }
+        FromAxolotl { toml, left: self.left, defaults: self.defaults }
     }
 }
 
@@ -326,6 +412,44 @@ special_tokens:
 ";
 
     #[test]
+    fn numbers_in_quotes_other_names_and_other_defaults_are_taken_over_or_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("axolotl.yml");
+        let made = |more: &str| {
+            let datasets = "datasets:\n  - t.jsonl\n  - {path: u.jsonl}\noutput_dir: o\n";
+            std::fs::write(&path, format!("base_model: {:?}\n{datasets}{more}", dir.path())).unwrap();
+            let made = from_axolotl(&path).unwrap();
+            let file = dir.path().join("run.toml");
+            std::fs::write(&file, &made.toml).unwrap();
+            (TrainConfig::open(&file, &[]).unwrap(), made)
+        };
+        let (config, full) = made("learning_rate: \"2e-4\"\nmicro_batch_size: \"2\"\nnum_epochs: 0.5\n");
+        assert_eq!(config.base, dir.path());
+        assert_eq!((config.training.learning_rate, config.training.batch_size), (2e-4, 2));
+        assert_eq!(config.data.train.0.len(), 2);
+        let expected =
+            ["num_epochs: 0.5 (a whole number here; training.steps is 1000 without it)", "adapter: null (all"];
+        assert!(full.left.len() == 2 && full.left[0] == expected[0] && full.left[1].starts_with(expected[1]));
+        let names = |made: &FromAxolotl| -> Vec<String> {
+            made.defaults.iter().filter_map(|line| Some(line.split_once(": ")?.0.to_owned())).collect()
+        };
+        assert_eq!(names(&full), ["sequence_len", "warmup_steps", "excess_length_strategy"]);
+        let cosine = "adapter: lora\nexcess_length_strategy: truncate\nlearning_rate: 0.01\ncosine_min_lr_ratio: 0.1\n\
+                      warmup_ratio: 0.1\nmax_steps: 5\ngradient_checkpointing: offload\nsave_total_limit: all\n";
+        let (config, made) = made(cosine);
+        assert_eq!((config.data.truncate, config.training.min_learning_rate), (super::super::Truncate::Right, 0.001));
+        assert_eq!(names(&made), ["micro_batch_size", "sequence_len"]);
+        assert_eq!(
+            made.left,
+            ["gradient_checkpointing: \"offload\" (true or false here)", "save_total_limit: \"all\" (a number here)"]
+        );
+        for (name, expected) in [("org/m", "hf:org/m"), ("./m", "./m"), ("a/b/c", "a/b/c"), ("/m", "/m"), ("m", "m")] {
+            assert_eq!(base(name), expected);
+        }
+        assert_eq!(base("src/train"), "src/train");
+    }
+
+    #[test]
     fn fields_with_a_counterpart_are_read_and_others_listed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("axolotl.yml");
@@ -337,7 +461,7 @@ special_tokens:
         let file = dir.path().join("run.toml");
         std::fs::write(&file, &made.toml).unwrap();
         let config = TrainConfig::open(&file, &[]).unwrap();
-        assert_eq!(config.base, Path::new("org/model"));
+        assert_eq!(config.base, Path::new("hf:org/model"));
         assert_eq!((config.adapter.r, config.adapter.lora_alpha), (32, 16.0));
         assert_eq!((config.training.epochs, config.training.learning_rate), (4, 2e-4));
         assert_eq!((config.training.batch_size, config.training.gradient_accumulation), (2, 4));
@@ -352,6 +476,8 @@ special_tokens:
                 && config.training.checkpoint_activations
                 && config.data.eval_fraction == 0.05
         );
+        assert_eq!(made.defaults.len(), 1, "{:?}", made.defaults);
+        assert!(made.defaults[0].starts_with("excess_length_strategy: axolotl drops"));
         std::fs::write(&path, "a: b\n").unwrap();
         let error = from_axolotl(&path).unwrap_err().to_string();
         assert!(error.contains("base_model: expected the base model, in a file of axolotl, found none"), "{error}");

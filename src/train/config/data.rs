@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Finding, Result};
+use crate::train::data::{known_role, role_names};
 
 /// The names of fields that `fields` can give to columns.
 const NAMES: [&str; 14] = [
@@ -281,6 +282,10 @@ impl DataSettings {
         if let Some(name) = self.fields.keys().find(|name| !NAMES.contains(&name.as_str())) {
             let finding = finding("fields").expected(NAMES.join(", ")).found(format!("{name:?}"));
             return Err(finding.did_you_mean(name, &NAMES).mismatch());
+        }
+        if let Some((name, role)) = self.roles.iter().find(|(_, role)| known_role(role).is_none()) {
+            let finding = finding("roles").expected(format_args!("one of {}", role_names()));
+            return Err(finding.found(format!("{role:?} for {name:?}")).mismatch());
         }
         if self.loss == Some(Loss::All) && self.split_turns {
             let found = "\"all\", which would learn earlier answers once for every later one";

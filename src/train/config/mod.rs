@@ -3,6 +3,7 @@
 mod adapter;
 mod axolotl;
 mod data;
+mod effect;
 mod file;
 mod growth;
 mod lora;
@@ -140,6 +141,7 @@ impl TrainConfig {
         }
         self.check_targets()?;
         self.check_growth()?;
+        self.check_effect()?;
         match self.kind {
             // The dimension of instructions comes from the base or the encoder, which are checked separately.
             AdapterKind::Bank => {

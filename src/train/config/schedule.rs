@@ -102,11 +102,13 @@ impl Rates<'_> {
         end + (peak - end) * height
     }
 
-    fn warmup(&self) -> usize {
+    /// The number of steps of the warm-up.
+    pub(super) fn warmup(&self) -> usize {
         self.steps_of(self.settings.warmup_steps, self.settings.warmup_ratio, self.settings.warmup_ratio > 0.0)
     }
 
-    fn decay(&self) -> usize {
+    /// The number of steps over which the rate of `wsd` falls.
+    pub(super) fn decay(&self) -> usize {
         self.steps_of(self.settings.decay_steps, self.settings.decay_ratio, self.settings.decay_steps == 0)
     }
 

@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use serde_json::{Map, Value};
-
 use super::Loader;
 use super::place::Place;
+use super::rendering::Rendering;
 use super::row::{ChatRow, Row, TrainingRow};
+use super::unread::Unread;
 use crate::bank::fill_template;
-use crate::chat::{Chat, ChatTemplate, Rendered};
-use crate::error::{Finding, Result};
+use crate::chat::ChatTemplate;
+use crate::error::Result;
 use crate::model::Sequence;
-use crate::train::{DataSettings, Loss, Truncate};
+use crate::train::{Loss, Truncate};
 
 /// A row as the model sees it.
 pub(super) struct Encoded {
@@ -45,6 +45,8 @@ pub(super) struct Noted {
     pub(super) control_tokens: Vec<Place>,
     /// Rows of whose answers the template leaves a part out.
     pub(super) shortened: Vec<Place>,
+    /// Fields of messages that the template doesn't name.
+    pub(super) unread: Unread,
 }
 
 /// Makes sequences of rows.
@@ -141,6 +143,7 @@ impl RowEncoder<'_> {
         if texts.clone().any(|text| self.special_texts.iter().any(|special| text.contains(special.as_str()))) {
             noted.control_tokens.push(place.clone());
         }
+        self.check_fields(place, chat, noted)?;
         let answers: Vec<usize> = (0..chat.messages.len()).filter(|i| chat.messages[*i].is_learned).collect();
         let last = answers.last().copied();
         let wanted = match self.loader.settings.loss {
@@ -151,6 +154,30 @@ impl RowEncoder<'_> {
             return Ok(vec![self.rendered(place, chat, chat.messages.len(), &wanted, noted)?]);
         }
         wanted.iter().map(|answer| self.rendered(place, chat, answer + 1, &[*answer], noted)).collect()
+    }
+
+    /// Notes the fields of messages that the template doesn't name, and refuses those that say what is learned or called.
+    fn check_fields(&self, place: &Place, chat: &ChatRow, noted: &mut Noted) -> Result<()> {
+        let Some(template) = self.chat_template else { return Ok(()) };
+        for (i, message) in chat.messages.iter().enumerate() {
+            for name in message.fields() {
+                if noted.unread.is_named(template, chat.tools.as_ref(), name) {
+                    continue;
+                }
+                let hint = match name {
+                    "train_detail" | "training_detail" => "train says whether a whole answer is learned",
+                    "function_call" => "tool_calls has calls in the form that templates read",
+                    _ => {
+                        noted.unread.add(place, name);
+                        continue;
+                    }
+                };
+                let finding = place.field(&format!("message {}: {name}", i + 1));
+                let found = format!("one that nothing reads ({})", template.path().display());
+                return Err(finding.expected("a field that the template reads").found(found).hint(hint).format());
+            }
+        }
+        Ok(())
     }
 
     /// The first `count` messages of a chat, with loss on the answers `wanted`.
@@ -165,14 +192,22 @@ impl RowEncoder<'_> {
         let Some(template) = self.chat_template else {
             return Err(place.finding().expected("a chat template").found("none").mismatch());
         };
-        let rendering = Rendering::new(self.loader.settings, template, place, chat);
-        let whole = rendering.text(count, false)?;
-        let learned = match self.loader.settings.loss {
+        let (rendering, whole) = Rendering::open(self.loader.settings, template, place, chat, count)?;
+        let learned: Vec<Range<usize>> = match self.loader.settings.loss {
             Some(Loss::All) => std::iter::once(0..whole.text.len()).collect(),
             Some(Loss::Completion) => rendering.completion(&whole, wanted)?,
             Some(Loss::Assistant | Loss::Last) | None => rendering.answers(&whole, count, wanted)?,
         };
-        if wanted.iter().any(|answer| !whole.text.contains(chat.messages[*answer].content().trim())) {
+        if !self.loader.settings.allow_empty {
+            let is_each = !matches!(self.loader.settings.loss, Some(Loss::All | Loss::Completion));
+            for (place, answer) in wanted.iter().enumerate() {
+                let range = learned.get(place).filter(|_| is_each && learned.len() == wanted.len());
+                rendering.check_printed(&whole, count, *answer, range, &self.special_texts)?;
+            }
+        }
+        let is_whole =
+            |answer: &usize| chat.messages[*answer].texts().iter().all(|text| whole.text.contains(text.trim()));
+        if !wanted.iter().all(is_whole) {
             noted.shortened.push(place.clone());
         }
         let (ids, ranges) = self.loader.encoder.encode_with_ranges(&whole.text)?;
@@ -238,98 +273,6 @@ fn targets(tokens: &[Range<usize>], learned: &[Range<usize>]) -> Vec<bool> {
         token.start < token.end && learned.iter().any(|range| token.start < range.end && range.start < token.end)
     };
     tokens.iter().enumerate().map(|(i, token)| i > 0 && is_inside(token)).collect()
-}
-
-/// A chat and its template.
-struct Rendering<'a> {
-    template: &'a ChatTemplate,
-    place: &'a Place,
-    chat: &'a ChatRow,
-    messages: Vec<Value>,
-    options: Map<String, Value>,
-}
-
-impl<'a> Rendering<'a> {
-    fn new(settings: &DataSettings, template: &'a ChatTemplate, place: &'a Place, chat: &'a ChatRow) -> Self {
-        let messages = chat.messages.iter().map(|message| message.value.clone()).collect();
-        let mut options = settings.template_options.clone();
-        options.extend(chat.options.clone());
-        Self { template, place, chat, messages, options }
-    }
-
-    /// The first `count` messages.
-    fn text(&self, count: usize, add_generation_prompt: bool) -> Result<Rendered> {
-        let chat = Chat {
-            messages: &self.messages[..count],
-            tools: self.chat.tools.as_ref(),
-            documents: self.chat.documents.as_ref(),
-            add_generation_prompt,
-            options: &self.options,
-        };
-        self.template.render(&chat, || self.place.finding())
-    }
-
-    /// The ranges of the answers `wanted` in `whole`, the text of the first `count` messages.
-    fn answers(&self, whole: &Rendered, count: usize, wanted: &[usize]) -> Result<Vec<Range<usize>>> {
-        if !self.template.marks_answers(self.chat.tools.as_ref()) {
-            return wanted.iter().map(|answer| self.by_prefixes(whole, count, *answer)).collect();
-        }
-        let answers: Vec<usize> = (0..count).filter(|i| self.chat.messages[*i].is_answer).collect();
-        if answers == wanted {
-            return Ok(whole.answers.clone());
-        }
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        if answers.len() != whole.answers.len() {
-            let finding =
-                self.place.finding().expected("a {% generation %} block for each answer, to choose answers by");
-            let found = format!("{} blocks for {} answers", whole.answers.len(), answers.len());
-            return Err(finding.found(found).hint("data.split_turns makes a row of each answer").mismatch());
-        }
-        let of = |answer: &usize| answers.iter().position(|i| i == answer);
-        Ok(wanted.iter().filter_map(of).map(|place| whole.answers[place].clone()).collect())
-    }
-
-    /// The range of an answer: what the text up to and with it has, and the text before it, with the beginning of an
-    /// answer, doesn't have. Both must be beginnings of the whole text.
-    fn by_prefixes(&self, whole: &Rendered, count: usize, answer: usize) -> Result<Range<usize>> {
-        let start = self.start(whole, answer)?;
-        if answer + 1 == count {
-            return Ok(start..whole.text.len());
-        }
-        let with = self.text(answer + 1, false)?.text;
-        if !whole.text.starts_with(&with) || with.len() < start {
-            return Err(self.no_prefix(answer, "the text up to this answer to begin the text of the chat"));
-        }
-        Ok(start..with.len())
-    }
-
-    /// Where an answer begins.
-    fn start(&self, whole: &Rendered, answer: usize) -> Result<usize> {
-        let before = self.text(answer, true)?.text;
-        match whole.text.starts_with(&before) {
-            true => Ok(before.len()),
-            false => Err(self
-                .no_prefix(answer, "the text before this answer, with a generation prompt, to begin that of the chat")),
-        }
-    }
-
-    fn no_prefix(&self, answer: usize, expected: &str) -> crate::Error {
-        let finding: Finding = self.place.field(&format!("message {}", answer + 1)).expected(expected);
-        finding
-            .found(format_args!("a template that writes it otherwise, and has no {{% generation %}} ({})", self.template.path().display()))
-            .hint("data.split_turns makes a row of each answer; or give data.chat_template a template with {% generation %}")
-            .mismatch()
-    }
-
-    /// Everything behind the beginning of the answer: of a prompt and its completion, of the completion.
-    fn completion(&self, whole: &Rendered, wanted: &[usize]) -> Result<Vec<Range<usize>>> {
-        let Some(last) = wanted.last() else { return Ok(Vec::new()) };
-        let first = if self.chat.prompt > 0 { self.chat.prompt } else { *last };
-        let behind = self.start(whole, first)?..whole.text.len();
-        Ok(vec![behind])
-    }
 }
 
 #[cfg(test)]

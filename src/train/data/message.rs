@@ -5,8 +5,19 @@ use serde_json::{Map, Value, json};
 use super::fields::{parsed, text_of};
 use super::place::Place;
 use super::read::unique;
+use super::unread::REASONING;
 use crate::error::{Finding, Result};
 use crate::train::DataSettings;
+
+/// The role that chats know by the name `given`.
+pub(in crate::train) fn known_role(given: &str) -> Option<&'static str> {
+    ROLES.iter().find(|(name, _)| *name == given).map(|(_, role)| *role)
+}
+
+/// All names of roles, for a message.
+pub(in crate::train) fn role_names() -> String {
+    ROLES.map(|(name, _)| name).join(", ")
+}
 
 /// Names of roles, each with the name that templates know.
 const ROLES: [(&str, &str); 19] = [
@@ -40,15 +51,83 @@ const WEIGHTS: [&str; 3] = ["weight", "train", "training"];
 /// A message.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Message {
-    /// What the template reads.
+    /// What the template reads: the content as one text, arguments of tool calls as objects.
     pub(super) value: Value,
+    /// The content, where it was given as a list of parts.
+    pub(super) parts: Option<Vec<Value>>,
+    /// The tool calls with their arguments as the texts that were given, where there are such.
+    pub(super) calls: Option<Value>,
     /// Whether the model writes it.
     pub(super) is_answer: bool,
     /// Whether it is learned.
     pub(super) is_learned: bool,
 }
 
+/// How a template gets messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Whether contents that were given as lists of parts are lists.
+    pub(super) lists: bool,
+    /// Whether arguments of tool calls that were given as texts are texts.
+    pub(super) argument_texts: bool,
+}
+
+/// Fields that this crate reads, or that only refer to other messages.
+const OWN: [&str; 5] = ["role", "content", "name", "tool_call_id", "id"];
+
 impl Message {
+    /// The message in a form.
+    pub(super) fn in_form(&self, form: Form) -> Value {
+        let mut value = self.value.clone();
+        let parts = self.parts.as_ref().filter(|_| form.lists).map(|parts| Value::Array(parts.clone()));
+        let calls = self.calls.clone().filter(|_| form.argument_texts);
+        for (name, given) in [("content", parts), ("tool_calls", calls)] {
+            if let (Some(given), Some(place)) = (given, value.get_mut(name)) {
+                *place = given;
+            }
+        }
+        value
+    }
+
+    /// The message without anything that it says.
+    pub(super) fn emptied(&self) -> Value {
+        let kept =
+            ["role", "name"].into_iter().filter_map(|name| Some((name.to_owned(), self.value.get(name)?.clone())));
+        Value::Object(kept.chain([("content".to_owned(), "".into())]).collect())
+    }
+
+    /// The texts of its content.
+    pub(super) fn texts(&self) -> Vec<&str> {
+        match &self.parts {
+            Some(parts) => parts.iter().filter_map(|part| part.get("text")?.as_str()).collect(),
+            None => vec![self.content()],
+        }
+    }
+
+    /// The names of the functions that it calls, and its reasoning.
+    pub(super) fn calls_and_reasoning(&self) -> Vec<&str> {
+        let calls = self.value.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+        let names = calls.filter_map(|call| call.get("function")?.get("name")?.as_str());
+        names.chain(REASONING.iter().filter_map(|name| self.value.get(*name)?.as_str())).collect()
+    }
+
+    /// What it says, in words.
+    pub(super) fn said(&self) -> Vec<&'static str> {
+        let has = |name: &str| self.value.get(name).is_some_and(|value| !crate::json::is_off(value));
+        let said = [
+            ("content", !self.content().trim().is_empty()),
+            ("tool calls", has("tool_calls")),
+            ("reasoning", REASONING.into_iter().any(has)),
+        ];
+        said.into_iter().filter(|(_, is_said)| *is_said).map(|(name, _)| name).collect()
+    }
+
+    /// The names of its fields, without those that have an effect whatever the template is.
+    pub(super) fn fields(&self) -> impl Iterator<Item = &str> {
+        let names = self.value.as_object().into_iter().flat_map(|fields| fields.keys());
+        names.map(String::as_str).filter(|name| !OWN.contains(name))
+    }
+
     /// The text of its content.
     pub(super) fn content(&self) -> &str {
         self.value.get("content").and_then(Value::as_str).unwrap_or_default()
@@ -115,15 +194,15 @@ impl Messages<'_> {
                 return Err(finding(": role").expected("a role").found(found).format());
             }
         };
-        let role = self.role(&given).ok_or_else(|| {
-            let known: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();
+        let name = self.settings.roles.get(&given).unwrap_or(&given);
+        let role = known_role(name).ok_or_else(|| {
             finding(": role")
-                .expected(format_args!("one of {}", known.join(", ")))
+                .expected(format_args!("one of {}", role_names()))
                 .found(format!("{given:?}"))
                 .hint("data.roles says what others are")
                 .format()
         })?;
-        if given == FUNCTION_CALL {
+        if name == FUNCTION_CALL {
             let content = message.shift_remove("content").unwrap_or_default();
             let calls = match parsed(content) {
                 Value::Array(calls) => calls,
@@ -133,18 +212,17 @@ impl Messages<'_> {
             message.insert("tool_calls".to_owned(), calls.into());
         }
         message.insert("role".to_owned(), role.into());
+        let mut as_given = None;
         if let Some(calls) = message.get_mut("tool_calls") {
-            *calls = tool_calls(calls.take(), || finding(": tool_calls"))?;
+            let given = tool_calls(calls.take(), || finding(": tool_calls"))?;
+            *calls = with_objects(&given);
+            as_given = Some(given).filter(|given| given != calls);
         }
         let is_answer = role == "assistant";
         let is_learned = is_answer && may_be_learned && weight.unwrap_or(true);
+        let parts = message.get("content").and_then(Value::as_array).cloned();
         self.content(&mut message, is_answer, is_learned, finding)?;
-        Ok(Message { value: message.into(), is_answer, is_learned })
-    }
-
-    fn role(&self, given: &str) -> Option<&str> {
-        let given = self.settings.roles.get(given).map_or(given, String::as_str);
-        ROLES.iter().find(|(name, _)| *name == given).map(|(_, role)| *role)
+        Ok(Message { value: message.into(), parts, calls: as_given, is_answer, is_learned })
     }
 
     /// Checks the content, and makes it one text.
@@ -156,11 +234,20 @@ impl Messages<'_> {
         finding: impl Fn(&str) -> Finding,
     ) -> Result<()> {
         let has = |name: &str| message.get(name).is_some_and(|value| !crate::json::is_off(value));
-        let says_more = is_answer && ["tool_calls", "reasoning_content", "thinking", "reasoning"].into_iter().any(has);
+        let says_more = is_answer && ["tool_calls"].into_iter().chain(REASONING).any(has);
+        let has_old_call = has("function_call");
         let Some(content) = message.get_mut("content") else {
             return match says_more {
                 true => Ok(()),
-                false => Err(finding(": content").expected("a text").found("null or none").format()),
+                false => {
+                    let finding = finding(": content").expected("a text").found("null or none");
+                    Err(match has_old_call {
+                        true => finding
+                            .hint("function_call isn't read: tool_calls has calls in the form that templates read"),
+                        false => finding,
+                    }
+                    .format())
+                }
             };
         };
         let text = match &*content {
@@ -196,8 +283,7 @@ fn joined(parts: &[Value], finding: impl Fn() -> Finding) -> Result<String> {
     Ok(parts.iter().map(text).collect::<Result<Vec<String>>>()?.join("\n"))
 }
 
-/// Tool calls in the form that templates read: `{"type": "function", "function": {"name", "arguments"}}`. Arguments that
-/// are the JSON text of an object become that object.
+/// Tool calls in the form that templates read: `{"type": "function", "function": {"name", "arguments"}}`.
 fn tool_calls(calls: Value, finding: impl Fn() -> Finding) -> Result<Value> {
     let Value::Array(calls) = parsed(calls) else {
         return Err(finding().expected("a list of tool calls").found("another value").format());
@@ -213,16 +299,24 @@ fn tool_calls(calls: Value, finding: impl Fn() -> Finding) -> Result<Value> {
             call.insert("type".to_owned(), json!("function"));
             call.insert("function".to_owned(), function.into());
         }
-        let function = call.get_mut("function").and_then(Value::as_object_mut);
-        let Some(function) = function.filter(|function| function.get("name").is_some_and(Value::is_string)) else {
+        let function = call.get("function").and_then(Value::as_object);
+        if !function.is_some_and(|function| function.get("name").is_some_and(Value::is_string)) {
             return Err(finding().expected("a tool call with a function and its name").found("none").format());
-        };
-        if let Some(arguments) = function.get_mut("arguments")
-            && let Some(object) = arguments.as_str().and_then(unique).filter(Value::is_object)
-        {
-            *arguments = object;
         }
         Ok(Value::Object(call))
     };
     Ok(Value::Array(calls.into_iter().map(call).collect::<Result<Vec<Value>>>()?))
+}
+
+/// Tool calls whose arguments that are the JSON text of an object became that object.
+fn with_objects(calls: &Value) -> Value {
+    let mut calls = calls.clone();
+    for call in calls.as_array_mut().into_iter().flatten() {
+        if let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments"))
+            && let Some(object) = arguments.as_str().and_then(unique).filter(Value::is_object)
+        {
+            *arguments = object;
+        }
+    }
+    calls
 }

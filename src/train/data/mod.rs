@@ -9,7 +9,9 @@ mod message;
 mod place;
 mod preview;
 mod read;
+mod rendering;
 mod row;
+mod unread;
 
 use std::ops::Range;
 use std::path::Path;
@@ -28,6 +30,7 @@ use row::{Reader, Row, may_be_chat};
 
 pub use dataset::Dataset;
 pub(super) use dataset::order;
+pub(super) use message::{known_role, role_names};
 pub use place::{Place, Unit};
 pub use preview::{Preview, PreviewRow, preview};
 pub use row::TrainingRow;
@@ -282,7 +285,7 @@ impl Noted {
         let words = |(places, [one, several]): (&Vec<Place>, [String; 2])| {
             format!("{} {}", counted(places), if places.len() == 1 { one } else { several })
         };
-        groups.map(words).collect()
+        groups.map(words).chain(self.unread.in_words()).collect()
     }
 }
 

@@ -8,6 +8,8 @@ use serde_json::Value;
 use super::*;
 use crate::train::TrainConfig;
 
+mod templates;
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use parquet::basic::Compression;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
@@ -21,6 +23,26 @@ pub(super) fn rows(path: &Path, ignored: &[String]) -> Result<Vec<RawRow>> {
         let found = error.to_string();
         Finding::new(path, "").expected("a Parquet file").found(found.replace('\n', " ")).format()
     };
+    // Other compressions are left out when the library is built.
+    let unread = |opened: &File| -> Option<&'static str> {
+        let reader = SerializedFileReader::new(opened.try_clone().ok()?).ok()?;
+        let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+        let chunks =
+            chunks.filter(|chunk| !ignored.iter().any(|name| chunk.column_path().parts().first() == Some(name)));
+        chunks.map(ColumnChunkMetaData::compression).find_map(|compression| match compression {
+            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_) => None,
+            Compression::BROTLI(_) => Some("brotli"),
+            Compression::LZ4 | Compression::LZ4_RAW => Some("lz4"),
+            Compression::LZO => Some("lzo"),
+        })
+    };
+    if let Ok(Some(compression)) = guarded(|| Ok(unread(&opened))) {
+        return Err(Finding::new(path, "")
+            .expected("columns that are compressed by snappy, gzip or zstd, or not at all")
+            .found(compression)
+            .hint("write the file anew with one of these")
+            .unsupported());
+    }
     // The library has no value for some types of columns, and panics.
     let read = guarded(|| {
         let reader = SerializedFileReader::new(opened)?;
