@@ -185,7 +185,9 @@ impl<'a> Rendering<'a> {
         if !self.text_of(&messages, false).is_ok_and(|emptied| emptied.text == whole.text) {
             return Ok(());
         }
-        let hint = match answer + 1 < count {
+        let (with, without) = (&self.messages[..=answer], &messages[..=answer]);
+        let texts = (self.text_of(with, false), self.text_of(without, false));
+        let hint = match matches!(texts, (Ok(with), Ok(without)) if with.text != without.text) {
             true => {
                 "data.split_turns gives it to the template as the last message; data.allow_empty learns empty answers"
             }

@@ -13,10 +13,16 @@ use crate::error::counted;
 /// The names of the model's reasoning. Templates get it by the first two, whatever its name is.
 pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// Fields by file, each with the number of messages that have it.
+/// The fields of a file's messages, each with the number of messages that have it.
+struct OfFile {
+    file: Arc<Path>,
+    fields: Vec<(String, usize)>,
+}
+
+/// Fields by file.
 #[derive(Default)]
 pub(super) struct Unread {
-    files: Vec<(Arc<Path>, Vec<(String, usize)>)>,
+    files: Vec<OfFile>,
     /// Whether the templates without and with tools name a field.
     known: [HashMap<String, bool>; 2],
 }
@@ -36,11 +42,11 @@ impl Unread {
 
     /// Counts a message with the field.
     pub(super) fn add(&mut self, place: &Place, name: &str) {
-        let file = self.files.iter().position(|(file, _)| *file == place.file).unwrap_or_else(|| {
-            self.files.push((place.file.clone(), Vec::new()));
+        let file = self.files.iter().position(|of| of.file == place.file).unwrap_or_else(|| {
+            self.files.push(OfFile { file: place.file.clone(), fields: Vec::new() });
             self.files.len() - 1
         });
-        let fields = &mut self.files[file].1;
+        let fields = &mut self.files[file].fields;
         match fields.iter_mut().find(|(other, _)| other == name) {
             Some((_, count)) => *count += 1,
             None => fields.push((name.to_owned(), 1)),
@@ -49,7 +55,7 @@ impl Unread {
 
     /// A line for each file.
     pub(super) fn in_words(&self) -> Vec<String> {
-        let line = |(file, fields): &(Arc<Path>, Vec<(String, usize)>)| {
+        let line = |OfFile { file, fields }: &OfFile| {
             let fields: Vec<String> =
                 fields.iter().map(|(name, count)| format!("{name} ({})", counted(*count, "message"))).collect();
             let (file, fields) = (file.display(), fields.join(", "));

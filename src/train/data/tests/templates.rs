@@ -67,6 +67,14 @@ fn answers_of_which_the_template_prints_nothing_are_refused() {
             }
         }
     }
+    // Only where the template prints it as the last message, a row of its own is advised.
+    let last = chatml("{{ m.content }}{% if loop.last %}{{ m.thinking }}{% endif %}");
+    let row = format!("{{\"messages\": [{user}, {{\"role\": \"assistant\", {because}}}, {user}]}}");
+    for (template, splits) in [(&marked, false), (&last, true)] {
+        let error = templated(template, &row, "").unwrap_err().to_string();
+        assert!(error.contains("none of its reasoning") && error.contains("split_turns") == splits, "{error}");
+    }
+    assert_eq!(templated(&last, &row, "split_turns = true").unwrap().rows.len(), 1);
 }
 
 #[test]
