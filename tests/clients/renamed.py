@@ -33,6 +33,10 @@ KINDS = {
     "LoKr": lambda targets: peft.LoKrConfig(r=4, alpha=6, target_modules=targets, init_weights=False),
     "HiRA": lambda targets: peft.HiraConfig(r=4, target_modules=targets, init_weights=False),
 }
+# Classes with a module under two paths, of which the checkpoint has one: refused by name.
+REFUSED = ["GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection"]
+# Classes that can't be compared: loading and saving PixioBackbone mixes its two norms, and a tiny LW-DETR has an empty weight.
+LEFT_OUT = ["LwDetrForObjectDetection", "LwDetrModel", "PixioBackbone"]
 SHARING = ["NomicBertModel", "GteModel", "JinaEmbeddingsV3Model", "Molmo2Model", "Kimi_K25ForConditionalGeneration", "MiniMaxM3VLModel",
            "InklingForConditionalGeneration", "Tipsv2Model", "Step3p7ForConditionalGeneration"]
 
@@ -87,6 +91,9 @@ WORK.mkdir(parents=True, exist_ok=True)
 for cls, kind in [(cls, kind) for cls in chosen(ONLY) for kind in (KINDS if cls.__name__ in SHARING else ["LoRA"])]:
     name = cls.__name__ if kind == "LoRA" else f"{cls.__name__} {kind}"
     folder = WORK / name.replace(" ", "-")
+    if cls.__name__ in LEFT_OUT:
+        not_made.append(name)
+        continue
     try:
         base, adapter, expected = make(cls, kind, folder)
     except Exception as error:
@@ -98,6 +105,7 @@ for cls, kind in [(cls, kind) for cls in chosen(ONLY) for kind in (KINDS if cls.
         atombank("merge", base, adapter, "-o", folder / "merged", "--quiet")
         compare(name, base, folder / "merged", expected)
     except Exception as error:
-        check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[-400:]}")
+        is_refused = cls.__name__ in REFUSED and "expected a module of the base" in str(error)
+        check(name, is_refused, f"{type(error).__name__}: {' '.join(str(error).split())[-400:]}")
 print(f"not made: {' '.join(not_made)}")
 finish("renamed")

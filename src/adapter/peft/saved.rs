@@ -44,11 +44,11 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
     let mut found = vec![false; modules.len()];
     let mut changes = Vec::new();
     let names: Vec<String> = entries.names().map(str::to_owned).collect();
-    for name in names.iter().cloned() {
-        let in_base = unwrapped(&name);
+    for name in &names {
+        let in_base = unwrapped(name);
         let mut is_saved = false;
         for (module, found) in modules.iter().zip(&mut found) {
-            let here = saves(module, &name);
+            let here = saves(module, name);
             *found |= here;
             is_saved |= here;
         }
@@ -56,17 +56,17 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
         let beside_weight = |module: &str| names.contains(&format!("{module}.base_layer.weight"));
         let whole_embedding = name.ends_with(".base_layer.weight")
             || name.strip_suffix(".base_layer.bias").is_some_and(beside_weight)
-            || is_by_token(base, &name);
+            || is_by_token(base, name);
         let bias = biases && name.ends_with(".bias") && !name.contains(".lora_");
         if !is_saved && !whole_embedding && !bias {
             continue;
         }
-        let tensor = entries.need(&name)?;
+        let tensor = entries.need(name)?;
         // With `bias: all`, PEFT also saves the biases of a module's copies, but loads neither.
         if bias && [".original_module.", ".modules_to_save."].iter().any(|copy| name.contains(copy)) {
             continue;
         }
-        changes.push(replacement(entries, base, &name, &in_base, tensor)?);
+        changes.push(replacement(entries, base, name, &in_base, tensor)?);
     }
     let is_head = |module: &String| base.tied_head().is_some_and(|head| tied && saves(module, &head.name));
     let is_missing = |(found, module): (&bool, &String)| !found && !is_head(module);
