@@ -18,9 +18,10 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "hub")]
 pub(crate) use shards::read_index;
 use tokenizer_files::OtherTokenizer;
+#[cfg(feature = "train")]
+pub(crate) use tokenizer_files::is_tokenizer_file;
 pub(crate) use tokenizer_files::{
-    PLAMO_FILE, RWKV_FILE, TEKKEN_FILE, VocabularyForm, has_tokenizer, is_tokenizer_file, tokenizer_files,
-    vocabulary_file,
+    PLAMO_FILE, RWKV_FILE, TEKKEN_FILE, VocabularyForm, has_tokenizer, tokenizer_files, vocabulary_file,
 };
 pub(crate) use weights::{FolderWeights, has_weights, open_weights};
 pub(crate) use wrapped::ANYWHERE as WRAPPED_ANYWHERE;
