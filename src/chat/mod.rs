@@ -33,6 +33,9 @@ pub(crate) use json::python_json;
 /// The template for chats with tools, if a model has one of its own for them.
 const TOOL_USE: &str = "tool_use";
 
+/// The names of the model's reasoning in messages. Templates get it by the first two, whatever its name is.
+pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// A model's chat template.
 pub struct ChatTemplate {
     path: PathBuf,
@@ -164,9 +167,8 @@ impl Compiled {
 
 /// A message in which the model's reasoning has every name that templates read it by, as in transformers.
 fn with_reasoning_names(message: &Value) -> Value {
-    const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
     let Some(fields) = message.as_object() else { return message.clone() };
-    let Some(reasoning) = NAMES.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null())) else {
+    let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null())) else {
         return message.clone();
     };
     let mut all = Map::new();

@@ -40,13 +40,7 @@ impl Regrouped {
         let (shapes, order): (Vec<Vec<usize>>, Vec<Vec<Run>>) = match by {
             Rows::Even | Rows::ByHeads | Rows::Rotated(_) => {
                 let sizes = if by == Rows::ByHeads { sizes_by_heads(config, *first, count)? } else { even(*first)? };
-                let starts: Vec<usize> = sizes
-                    .iter()
-                    .scan(0, |end, size| {
-                        *end += size;
-                        Some(*end - size)
-                    })
-                    .collect();
+                let starts = starts(&sizes);
                 let order = match by {
                     Rows::Rotated(part) => {
                         let heads = heads_of(config, part)?;
@@ -100,13 +94,7 @@ impl Regrouped {
         let mut shape = first.shape.clone();
         shape[dimension] = tensors.iter().map(|tensor| tensor.shape[dimension]).sum();
         let counts: Vec<usize> = tensors.iter().map(|tensor| tensor.rows()).collect();
-        let starts: Vec<usize> = counts
-            .iter()
-            .scan(0, |end, count| {
-                *end += count;
-                Some(*end - count)
-            })
-            .collect();
+        let starts = starts(&counts);
         let matrices = if dimension == 0 { 1 } else { shape[0] };
         let of_matrix = |matrix: usize| {
             let each = counts.iter().zip(&starts);
@@ -175,6 +163,12 @@ impl Regrouped {
         };
         self.shapes.iter().map(of_tensor).collect()
     }
+}
+
+/// Where each of some parts begins that follow one another.
+fn starts(sizes: &[usize]) -> Vec<usize> {
+    let start = |end: &mut usize, size: &usize| Some(std::mem::replace(end, *end + size));
+    sizes.iter().scan(0, start).collect()
 }
 
 /// Rows one by one as runs.

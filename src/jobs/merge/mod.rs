@@ -55,7 +55,7 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
 pub(super) fn merge_at_mix(settings: &MergeSettings, alphas: &[BlockAlphas], watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
     check_choices(settings)?;
-    if settings.output.into.is_some() && settings.base.is_dir() && is_model(&settings.base) {
+    if settings.output.into.is_some() && settings.has_folder() {
         return Err(setting("into").expected("tensors alone as base").found("a model's folder").setting());
     }
     let paths: Vec<&Path> = settings.others.iter().map(|other| other.path.as_path()).collect();
@@ -97,7 +97,7 @@ fn check_choices(settings: &MergeSettings) -> Result<()> {
         let finding = setting("double_quant").expected("`base_quant` nf4 or fp4, whose scales are quantized");
         return Err(finding.found(settings.base_quant.map_or("none", BaseQuant::name)).setting());
     }
-    if settings.base_quant.is_some() && !(settings.base.is_dir() && is_model(&settings.base)) {
+    if settings.base_quant.is_some() && !settings.has_folder() {
         return Err(setting("base_quant").expected("a model's folder as base").found("another base").setting());
     }
     if settings.base_quant.is_some() && output.kind().is_lora() {

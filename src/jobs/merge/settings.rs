@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::super::tokenizer::TokenizerChoice;
 use super::super::{CombineSettings, OutputKind, OutputSettings};
 use super::VocabularyChoice;
+use crate::checkpoint::is_model;
 use crate::convert::Content;
 use crate::error::Result;
 use crate::formats::FileKind;
@@ -78,6 +79,11 @@ pub struct MergeSettings {
 }
 
 impl MergeSettings {
+    /// Whether the base is the folder of a model.
+    pub(super) fn has_folder(&self) -> bool {
+        self.base.is_dir() && is_model(&self.base)
+    }
+
     /// Settings to merge `adapters` into `base`, each with weight 1.
     pub fn new<P: Into<PathBuf>>(
         base: impl Into<PathBuf>,

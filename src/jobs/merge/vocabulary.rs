@@ -12,7 +12,7 @@ use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, resized};
 use crate::arch::Naming;
 use crate::arch::vocabulary::{is_by_token, put_vocab_size};
-use crate::checkpoint::{Checkpoint, is_model};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, Result};
 use crate::merge::vocabulary::{
     TokenizerSource, Vocabulary, VocabularySettings, check_multiple, folder_of, padded_with_mean,
@@ -140,7 +140,7 @@ pub(super) fn check_pad(settings: &MergeSettings) -> Result<()> {
     if settings.output.kind().is_lora() {
         return Err(finding.expected("a model as output").found("a LoRA, which has no rows for tokens").setting());
     }
-    if !(settings.base.is_dir() && is_model(&settings.base)) {
+    if !settings.has_folder() {
         return Err(finding.expected("a model's folder as base").found("a file").hint(HINT).setting());
     }
     Ok(())

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{parsed, text_of};
 use super::place::Place;
 use super::read::unique;
-use super::unread::REASONING;
+use crate::chat::REASONING;
 use crate::error::{Finding, Result};
 use crate::train::DataSettings;
 

@@ -7,11 +7,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::place::Place;
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, REASONING};
 use crate::error::counted;
-
-/// The names of the model's reasoning. Templates get it by the first two, whatever its name is.
-pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// The fields of a file's messages, each with the number of messages that have it.
 struct OfFile {
